@@ -1,0 +1,312 @@
+//! The protocol between the daemon and a shim: protobuf messages in length-prefixed frames on a unix stream socket.
+//! Compiled into both. The daemon sends [`Request`]s, each answered by one [`Reply`] with the same `seq`; a shim may answer out of
+//! order (a long exec does not hold up a kill). A shim's end is told by end-of-file: the exit record is on disk by then.
+//! Must stay compatible both ways within [`PROTOCOL`]: a new daemon drives old shims, so fields are only ever added.
+//!
+//! A shim is started as `keelson-shim serve --id ID` with its run directory as working directory and one end of a connected
+//! socket pair as stdin; it listens on [`SOCKET_FILE`] there for later daemons. Several daemons may be connected at once.
+
+pub mod frame;
+
+/// Version of this protocol. Raised only when an older shim could not be driven any more.
+pub const PROTOCOL: u32 = 1;
+/// The shim's listening socket in the container's run directory.
+pub const SOCKET_FILE: &str = "shim.sock";
+/// The shim's process id as decimal text in the container's run directory.
+pub const PID_FILE: &str = "shim.pid";
+/// The OCI runtime spec in the container's run directory, as the daemon wrote it.
+pub const SPEC_FILE: &str = "config.json";
+/// Output of one ExecSync stream that is kept, bytes (CRI: 16 MiB; CVE-2022-1708).
+pub const EXEC_OUTPUT_MAX: usize = 16 * 1024 * 1024;
+
+/// Daemon to shim.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// Chosen by the daemon, echoed in the reply; never 0.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// What to do.
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    pub call: Option<Call>,
+}
+
+/// What the daemon asks.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Call {
+    /// Create the container and leave its init waiting just before exec. Once per shim, first.
+    #[prost(message, tag = "2")]
+    Launch(Launch),
+    /// Let the init exec the user's program.
+    #[prost(message, tag = "3")]
+    Start(Start),
+    /// What is the state now?
+    #[prost(message, tag = "4")]
+    State(GetState),
+    /// Send a signal.
+    #[prost(message, tag = "5")]
+    Signal(Signal),
+    /// Signal, wait for the grace period, kill the whole cgroup; answered when the exit record is on disk.
+    #[prost(message, tag = "6")]
+    Stop(Stop),
+    /// Run a process in the container to its end and return its output.
+    #[prost(message, tag = "7")]
+    ExecSync(ExecSync),
+    /// Open the log path anew, on a record boundary (kubelet has renamed the old file).
+    #[prost(message, tag = "8")]
+    ReopenLog(ReopenLog),
+    /// Kill what is left, remove the container's cgroup, answer, and end. Valid in every state.
+    #[prost(message, tag = "9")]
+    Delete(Delete),
+}
+
+/// Shim to daemon.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reply {
+    /// The `seq` of the request.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// How it went.
+    #[prost(oneof = "Outcome", tags = "2, 3, 4, 5, 6")]
+    pub outcome: Option<Outcome>,
+}
+
+/// How a request went.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Outcome {
+    /// It failed; nothing half-made is left by it.
+    #[prost(message, tag = "2")]
+    Failed(Failure),
+    /// Done, nothing to tell.
+    #[prost(message, tag = "3")]
+    Done(Done),
+    /// To `Launch`, `Start` and `State`.
+    #[prost(message, tag = "4")]
+    State(State),
+    /// To `ExecSync`.
+    #[prost(message, tag = "5")]
+    Exec(ExecResult),
+    /// To `Stop`, and to `State` of an ended container.
+    #[prost(message, tag = "6")]
+    Exited(Exit),
+}
+
+/// See [`Call::Launch`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Launch {
+    /// The OCI runtime spec, JSON. `root.path` is used when `overlay` is absent.
+    #[prost(bytes = "vec", tag = "1")]
+    pub spec: Vec<u8>,
+    /// The root filesystem to mount inside the container's mount namespace alone.
+    #[prost(message, optional, tag = "2")]
+    pub overlay: Option<Overlay>,
+    /// Standard streams.
+    #[prost(message, optional, tag = "3")]
+    pub stdio: Option<Stdio>,
+    /// Compiled seccomp program (`struct sock_filter` array, native endian); empty: compile `linux.seccomp` of the spec.
+    #[prost(bytes = "vec", tag = "4")]
+    pub seccomp: Vec<u8>,
+    /// Place the container by a systemd scope; `linux.cgroupsPath` then is `slice:prefix:name`.
+    #[prost(bool, tag = "5")]
+    pub systemd_cgroup: bool,
+    /// Run the shim's own reaping init instead of `process.args`: the holder of a shared PID namespace.
+    #[prost(bool, tag = "6")]
+    pub builtin_init: bool,
+    /// The daemon's own oom_score_adj may not be lowered without CAP_SYS_RESOURCE: clamp instead of failing.
+    #[prost(bool, tag = "7")]
+    pub clamp_oom_score: bool,
+}
+
+/// An overlay root filesystem.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Overlay {
+    /// Lower directories, top layer first. Never empty.
+    #[prost(string, repeated, tag = "1")]
+    pub lower: Vec<String>,
+    /// Upper directory.
+    #[prost(string, tag = "2")]
+    pub upper: String,
+    /// Work directory, on the filesystem of `upper`.
+    #[prost(string, tag = "3")]
+    pub work: String,
+}
+
+/// Standard streams of the init.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Stdio {
+    /// CRI log file, absolute; empty: output is discarded.
+    #[prost(string, tag = "1")]
+    pub log_path: String,
+    /// Keep stdin open for attach; without it stdin is /dev/null.
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    /// Close stdin after the first attach session.
+    #[prost(bool, tag = "3")]
+    pub stdin_once: bool,
+    /// Give the process a terminal (`process.terminal` of the spec agrees).
+    #[prost(bool, tag = "4")]
+    pub terminal: bool,
+    /// Longest content of one log record, bytes; 0: 16384.
+    #[prost(uint32, tag = "5")]
+    pub max_line: u32,
+}
+
+/// See [`Call::Start`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Start {}
+
+/// See [`Call::State`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GetState {}
+
+/// See [`Call::Signal`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Signal {
+    /// Linux signal number.
+    #[prost(int32, tag = "1")]
+    pub signal: i32,
+    /// To every process of the container's cgroup, not only the init.
+    #[prost(bool, tag = "2")]
+    pub all: bool,
+}
+
+/// See [`Call::Stop`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Stop {
+    /// Linux signal number to begin with.
+    #[prost(int32, tag = "1")]
+    pub signal: i32,
+    /// Milliseconds between the signal and the kill; 0: kill at once. A later, shorter request shortens the wait.
+    #[prost(uint64, tag = "2")]
+    pub grace_ms: u64,
+}
+
+/// See [`Call::ExecSync`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExecSync {
+    /// Id of this exec: names its cgroup.
+    #[prost(string, tag = "1")]
+    pub exec_id: String,
+    /// Arguments; the rest (user, env, cwd, capabilities, seccomp) is as the container's own process.
+    #[prost(string, repeated, tag = "2")]
+    pub args: Vec<String>,
+    /// Milliseconds until everything the exec started is killed; 0: no limit.
+    #[prost(uint64, tag = "3")]
+    pub timeout_ms: u64,
+}
+
+/// See [`Call::ReopenLog`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ReopenLog {}
+
+/// See [`Call::Delete`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Delete {}
+
+/// Success without content.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Done {}
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Phase {
+    /// No container: not launched, or the launch failed.
+    Empty = 0,
+    /// Init waits before exec.
+    Created = 1,
+    /// The user's program runs.
+    Running = 2,
+    /// Ended; the exit record is on disk.
+    Stopped = 3,
+}
+
+/// The state of a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct State {
+    /// Protocol version of this shim.
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    /// Where in its life.
+    #[prost(enumeration = "Phase", tag = "2")]
+    pub phase: i32,
+    /// Init's process id in the daemon's PID namespace; 0 when there is none.
+    #[prost(int32, tag = "3")]
+    pub pid: i32,
+    /// When the user's program was started, nanoseconds since the epoch; 0: not yet.
+    #[prost(int64, tag = "4")]
+    pub started_at: i64,
+}
+
+/// How a container ended: [`crate::ExitRecord`] on the wire.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Exit {
+    /// Exit code, 128 + signal.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    /// The signal that ended it, or 0.
+    #[prost(int32, tag = "2")]
+    pub signal: i32,
+    /// Nanoseconds since the epoch.
+    #[prost(int64, tag = "3")]
+    pub started_at: i64,
+    /// Nanoseconds since the epoch.
+    #[prost(int64, tag = "4")]
+    pub finished_at: i64,
+    /// The OOM killer was at work.
+    #[prost(bool, tag = "5")]
+    pub oom_killed: bool,
+}
+
+/// What an ExecSync gave.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExecResult {
+    /// At most [`EXEC_OUTPUT_MAX`] bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub stdout: Vec<u8>,
+    /// At most [`EXEC_OUTPUT_MAX`] bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub stderr: Vec<u8>,
+    /// Exit code, 128 + signal.
+    #[prost(int32, tag = "3")]
+    pub exit_code: i32,
+    /// The timeout passed and everything the exec started was killed.
+    #[prost(bool, tag = "4")]
+    pub timed_out: bool,
+    /// Output beyond the cap was discarded.
+    #[prost(bool, tag = "5")]
+    pub truncated: bool,
+}
+
+/// A failure with what a person needs to act on it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Failure {
+    /// What was attempted: `mount`, `set user`, `exec`.
+    #[prost(string, tag = "1")]
+    pub step: String,
+    /// On what: a path, a name; may be empty.
+    #[prost(string, tag = "2")]
+    pub object: String,
+    /// The system's errno, or 0.
+    #[prost(int32, tag = "3")]
+    pub errno: i32,
+    /// The cause in words and, where known, what to do next.
+    #[prost(string, tag = "4")]
+    pub message: String,
+    /// What kind of failure, for the caller's decisions.
+    #[prost(enumeration = "FailureKind", tag = "5")]
+    pub kind: i32,
+}
+
+/// What a caller must tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum FailureKind {
+    /// The system refused.
+    System = 0,
+    /// The request is wrong: bad spec, bad user, missing program.
+    Invalid = 1,
+    /// Not in a state for this.
+    State = 2,
+    /// The kernel lacks something the request needs.
+    Unsupported = 3,
+}
