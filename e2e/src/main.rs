@@ -1,0 +1,41 @@
+//! `keelson-e2e`: builds test images, serves them on loopback, runs the benchmarks. For people and for the Makefile.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use keelson_e2e::{images::Store, registry::Registry};
+
+/// Test images, a loopback registry, benchmarks.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the test images that are missing in the cache folder.
+    Images {
+        /// Only images whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// Serve the built images as a registry on 127.0.0.1 until ended.
+    Registry {
+        /// Port; 0: a free one, printed.
+        #[arg(long, default_value_t = 5000)]
+        port: u16,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Images { filter } => Store::open()?.build(&filter),
+        Command::Registry { port } => {
+            let registry = Registry::serve(Store::open()?, port)?;
+            println!("serving on http://{}", registry.address());
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
