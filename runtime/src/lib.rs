@@ -1,1 +1,11 @@
-//! placeholder
+//! The keelson daemon as a library: the engine (sandbox and container machines, store, recovery, shim clients) and its faces.
+//! Runs in the `keelson` process: tokio workers for requests, the blocking pool and a few owned threads for kernel work.
+//! Owns the state and root directories while it runs. Must never hold a container's data plane: that is the shim's.
+
+pub mod config;
+pub mod container;
+pub mod engine;
+pub mod logging;
+pub mod resources;
+pub mod sandbox;
+pub mod stats;

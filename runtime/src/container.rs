@@ -1,0 +1,12 @@
+//! Containers: one process tree each, launched and kept by its own shim, inside a sandbox.
+//! Plain types here; the machine runs in the task of the container's sandbox.
+//! Owns the words of a container: what is asked (`spec`), what is seen (`view`), what can go wrong (`error`).
+//! Must never know who asks: no word of any outer protocol.
+
+pub mod error;
+pub mod spec;
+pub mod view;
+
+pub use error::ContainerError;
+pub use spec::ContainerSpec;
+pub use view::{ContainerState, ContainerView};

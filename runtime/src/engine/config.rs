@@ -1,0 +1,72 @@
+//! What the engine needs to know to open: folders, the shim, the network, defaults for containers.
+//! Plain data, made by the daemon's configuration and by tests. Owns nothing.
+//! Must never be read from a file here: that is the configuration's room.
+
+use std::path::PathBuf;
+
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CgroupDriver {
+    /// systemd where it runs as init on cgroup v2, else cgroupfs.
+    #[default]
+    Auto,
+    /// Keelson, in cgroupfs.
+    Cgroupfs,
+    /// systemd, asked over D-Bus for one scope per container.
+    Systemd,
+}
+
+/// A default process limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rlimit {
+    /// `RLIMIT_NOFILE`, ..
+    pub name: String,
+    /// Soft.
+    pub soft: u64,
+    /// Hard.
+    pub hard: u64,
+}
+
+/// See the fields.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// What survives a reboot: `/var/lib/keelson`.
+    pub root: PathBuf,
+    /// What does not: `/run/keelson`.
+    pub state: PathBuf,
+    /// The `keelson-shim` program.
+    pub shim: PathBuf,
+    /// Who makes cgroups.
+    pub cgroup_driver: CgroupDriver,
+    /// Process limits of every container.
+    pub rlimits: Vec<Rlimit>,
+    /// Tasks per container when the request does not say; 0: unlimited.
+    pub pids_limit: i64,
+    /// Longest content of one log record, bytes.
+    pub log_line_max: u32,
+    /// Size of a sandbox's /dev/shm, bytes.
+    pub shm_size: u64,
+    /// Let containers that are not root bind ports below 1024.
+    pub unprivileged_ports: bool,
+    /// Let containers that are not root send ICMP echo.
+    pub unprivileged_icmp: bool,
+}
+
+impl EngineConfig {
+    /// The defaults around these.
+    #[must_use]
+    pub fn new(root: PathBuf, state: PathBuf, shim: PathBuf) -> Self {
+        Self {
+            root,
+            state,
+            shim,
+            cgroup_driver: CgroupDriver::Auto,
+            rlimits: vec![Rlimit { name: "RLIMIT_NOFILE".into(), soft: 1024, hard: 524_288 }],
+            pids_limit: 0,
+            log_line_max: 16 * 1024,
+            shm_size: 64 * 1024 * 1024,
+            unprivileged_ports: true,
+            unprivileged_icmp: true,
+        }
+    }
+}

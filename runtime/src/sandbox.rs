@@ -1,0 +1,12 @@
+//! Sandboxes: the namespaces, network attachment and files that the containers of one pod share.
+//! Plain types here; the machine that makes and unmakes them runs as one task per sandbox in the daemon.
+//! Owns the words of a sandbox: what is asked (`spec`), what is seen (`view`), what can go wrong (`error`).
+//! Must never know who asks: no word of any outer protocol.
+
+pub mod error;
+pub mod spec;
+pub mod view;
+
+pub use error::SandboxError;
+pub use spec::SandboxSpec;
+pub use view::{SandboxPhase, SandboxView};
