@@ -114,6 +114,10 @@ pub struct Launch {
     /// The daemon's own oom_score_adj may not be lowered without CAP_SYS_RESOURCE: clamp instead of failing.
     #[prost(bool, tag = "7")]
     pub clamp_oom_score: bool,
+    /// Environment of the init and of every exec, `NAME=value` as the kernel sees it; when not empty it replaces `process.env`
+    /// of the spec, which is JSON and can hold UTF-8 alone.
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    pub env: Vec<Vec<u8>>,
 }
 
 /// An overlay root filesystem.
