@@ -1,0 +1,239 @@
+//! Turns a raw configuration into a checked one: fills in defaults, resolves `auto` words that need no look at the machine.
+//! Pure, on the daemon's main thread at start and in `keelson config check`.
+//! Owns the rules of each value. Must never touch the file system: a check of a file for another machine is a check.
+
+use std::{
+    fmt::Display,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::{Component, Path, PathBuf},
+};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    CgroupDriver, Config, Containers, DefaultSeccomp, Images, Log, LogFormat, LogLevel, Network, Nofile, Overrides,
+    Platform, SOCKET_PATH_MAX, Subnet,
+    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork},
+};
+
+const DEFAULT_ROOT: &str = "/var/lib/keelson";
+const DEFAULT_STATE: &str = "/run/keelson";
+const DEFAULT_HOSTS_DIR: &str = "/etc/keelson/certs.d";
+const DEFAULT_BRIDGE: &str = "keelson0";
+
+/// A value that makes no sense, and what would.
+pub(super) struct Bad {
+    pub(super) key: &'static str,
+    pub(super) value: String,
+    pub(super) want: String,
+}
+
+fn bad(key: &'static str, value: impl Display, want: impl Display) -> Bad {
+    Bad { key, value: value.to_string(), want: want.to_string() }
+}
+
+pub(super) fn check(raw: Raw, overrides: &Overrides) -> Result<Config, Bad> {
+    let root = path("root", overrides.root.as_deref(), raw.root, DEFAULT_ROOT)?;
+    let state = path("state", overrides.state.as_deref(), raw.state, DEFAULT_STATE)?;
+    if root == state {
+        return Err(bad("state", state.display(), "must be another folder than `root`"));
+    }
+    let socket = match raw.socket.as_deref() {
+        None | Some("auto") if overrides.socket.is_none() => state.join("keelson.sock"),
+        _ => path("socket", overrides.socket.as_deref(), raw.socket, "")?,
+    };
+    if socket.as_os_str().len() > SOCKET_PATH_MAX {
+        let want =
+            format!("a socket path has at most {SOCKET_PATH_MAX} bytes; choose a shorter state folder or socket");
+        return Err(bad("socket", socket.display(), want));
+    }
+    let shim = match raw.shim {
+        Some(shim) if shim != "auto" => Some(path("shim", None, Some(shim), "")?),
+        _ => None,
+    };
+    Ok(Config {
+        shim,
+        log: log(&raw.log)?,
+        images: images(raw.images)?,
+        network: network(raw.network, &root)?,
+        cgroup: word("cgroup.driver", raw.cgroup.driver.as_deref(), CgroupDriver::Auto, &DRIVERS)?,
+        containers: containers(&raw.containers)?,
+        root,
+        state,
+        socket,
+    })
+}
+
+const DRIVERS: [(&str, CgroupDriver); 3] =
+    [("auto", CgroupDriver::Auto), ("cgroupfs", CgroupDriver::Cgroupfs), ("systemd", CgroupDriver::Systemd)];
+const LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+const SECCOMP: [(&str, DefaultSeccomp); 2] =
+    [("runtime-default", DefaultSeccomp::RuntimeDefault), ("unconfined", DefaultSeccomp::Unconfined)];
+
+/// One of a few words.
+fn word<T: Copy>(key: &'static str, value: Option<&str>, default: T, words: &[(&str, T)]) -> Result<T, Bad> {
+    let Some(value) = value else { return Ok(default) };
+    words.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        bad(key, value, format!("want one of {}", all.join(", ")))
+    })
+}
+
+/// An absolute path without `..`: the flag's, the file's, or the default.
+fn path(key: &'static str, flag: Option<&Path>, file: Option<String>, default: &str) -> Result<PathBuf, Bad> {
+    let path = flag.map_or_else(|| file.map_or_else(|| PathBuf::from(default), PathBuf::from), Path::to_owned);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !path.is_absolute() || !plain || path.parent().is_none() {
+        return Err(bad(key, path.display(), "want an absolute path without `..`, other than `/`"));
+    }
+    Ok(path.components().collect())
+}
+
+fn log(raw: &RawLog) -> Result<Log, Bad> {
+    Ok(Log {
+        level: word("log.level", raw.level.as_deref(), LogLevel::Info, &LEVELS)?,
+        format: word("log.format", raw.format.as_deref(), LogFormat::Text, &FORMATS)?,
+    })
+}
+
+fn images(raw: RawImages) -> Result<Images, Bad> {
+    let downloads = at_least_one("images.max_concurrent_downloads", raw.max_concurrent_downloads, 6)?;
+    Ok(Images {
+        hosts_dir: path("images.hosts_dir", None, raw.hosts_dir, DEFAULT_HOSTS_DIR)?,
+        platform: match raw.platform.as_deref() {
+            None | Some("auto") => None,
+            Some(text) => Some(platform(text)?),
+        },
+        max_concurrent_downloads: usize::try_from(downloads)
+            .ok()
+            .filter(|count| *count <= 64)
+            .ok_or_else(|| bad("images.max_concurrent_downloads", downloads, "want 1 to 64"))?,
+        max_layer_bytes: at_least_one("images.max_layer_bytes", raw.max_layer_bytes, 64 << 30)?,
+        max_layer_entries: at_least_one("images.max_layer_entries", raw.max_layer_entries, 4_000_000)?,
+        max_layer_ratio: at_least_one("images.max_layer_ratio", raw.max_layer_ratio, 1000)?,
+    })
+}
+
+fn at_least_one(key: &'static str, value: Option<u64>, default: u64) -> Result<u64, Bad> {
+    match value {
+        Some(0) => Err(bad(key, 0, "want at least 1")),
+        Some(value) => Ok(value),
+        None => Ok(default),
+    }
+}
+
+fn platform(text: &str) -> Result<Platform, Bad> {
+    let plain =
+        |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let words: Vec<&str> = text.split('/').filter(plain).collect();
+    match words.as_slice() {
+        [os, architecture, variant @ ..] if variant.len() <= 1 && text.split('/').count() == words.len() => {
+            Ok(Platform {
+                os: (*os).to_owned(),
+                architecture: (*architecture).to_owned(),
+                variant: variant.first().map(|&variant| variant.to_owned()),
+            })
+        }
+        _ => Err(bad("images.platform", text, "want auto, or os/architecture[/variant] such as linux/arm64/v8")),
+    }
+}
+
+fn network(raw: RawNetwork, root: &Path) -> Result<Network, Bad> {
+    let bridge = match raw.bridge {
+        Some(name) if name != "auto" => interface(name)?,
+        _ => default_bridge(root),
+    };
+    let v4_parts = |address: Ipv4Addr| (u128::from(u32::from(address)), 32);
+    let v6_parts = |address: Ipv6Addr| (u128::from(address), 128);
+    let ipv4 = subnet("network.ipv4", raw.ipv4, 8..=30, v4_parts)?;
+    if ipv4 == Subnet::Off {
+        return Err(bad("network.ipv4", "off", "pods need IPv4; to attach no pod at all set network.enabled = false"));
+    }
+    Ok(Network {
+        enabled: raw.enabled.unwrap_or(true),
+        bridge,
+        ipv4,
+        ipv6: subnet("network.ipv6", raw.ipv6, 16..=126, v6_parts)?,
+        mtu: match raw.mtu {
+            None | Some(AutoOr::Auto) => None,
+            Some(AutoOr::Number(mtu)) => match u32::try_from(mtu) {
+                // 1280 is the least IPv6 works with.
+                Ok(mtu) if (1280..=65535).contains(&mtu) => Some(mtu),
+                _ => return Err(bad("network.mtu", mtu, "want auto, or 1280 to 65535")),
+            },
+        },
+    })
+}
+
+/// `keelson0` for the default root; else a name only this root has, so that daemons side by side do not meet.
+fn default_bridge(root: &Path) -> String {
+    if root == Path::new(DEFAULT_ROOT) {
+        return DEFAULT_BRIDGE.to_owned();
+    }
+    let hash = Sha256::digest(root.as_os_str().as_encoded_bytes());
+    let hash = hash.iter().take(4).fold(0u32, |sum, byte| sum << 8 | u32::from(*byte));
+    format!("kl-{hash:08x}")
+}
+
+fn interface(name: String) -> Result<String, Bad> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let starts_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+    if !starts_well || name.len() > 15 || !name.bytes().all(plain) {
+        return Err(bad("network.bridge", name, "want auto, or 1 to 15 of A-Z a-z 0-9 - _ beginning with a letter"));
+    }
+    Ok(name)
+}
+
+fn subnet<A: std::str::FromStr + Copy>(
+    key: &'static str,
+    value: Option<String>,
+    prefixes: std::ops::RangeInclusive<u8>,
+    parts: fn(A) -> (u128, u32),
+) -> Result<Subnet<A>, Bad> {
+    let value = match value.as_deref() {
+        None | Some("auto") => return Ok(Subnet::Auto),
+        Some("off") => return Ok(Subnet::Off),
+        Some(value) => value,
+    };
+    let (low, high) = (prefixes.start(), prefixes.end());
+    let want = format!("want auto, or a network of this family as address/prefix, prefix {low} to {high}");
+    let refuse = || bad(key, value, &want);
+    let (address, prefix) = value.split_once('/').ok_or_else(refuse)?;
+    let prefix = prefix.parse().ok().filter(|prefix| prefixes.contains(prefix)).ok_or_else(refuse)?;
+    let address: A = address.parse().ok().ok_or_else(refuse)?;
+    let (bits, width) = parts(address);
+    if bits.trailing_zeros() < width - u32::from(prefix) {
+        return Err(bad(key, value, "has host bits set: write the network's first address"));
+    }
+    Ok(Subnet::Fixed { address, prefix })
+}
+
+fn containers(raw: &RawContainers) -> Result<Containers, Bad> {
+    let log_line_max = raw.log_line_max.unwrap_or(16 * 1024);
+    Ok(Containers {
+        nofile: raw.nofile.as_deref().map_or(Ok(Nofile { soft: 1024, hard: 524_288 }), nofile)?,
+        pids_limit: raw.pids_limit.filter(|limit| *limit != 0),
+        log_line_max: usize::try_from(log_line_max)
+            .ok()
+            .filter(|max| (256..=1 << 20).contains(max))
+            .ok_or_else(|| bad("containers.log_line_max", log_line_max, "want 256 to 1048576"))?,
+        seccomp: word("containers.seccomp", raw.seccomp.as_deref(), DefaultSeccomp::RuntimeDefault, &SECCOMP)?,
+    })
+}
+
+fn nofile(text: &str) -> Result<Nofile, Bad> {
+    let parse = || {
+        let (soft, hard) = text.split_once(':')?;
+        Some(Nofile { soft: soft.parse().ok()?, hard: hard.parse().ok()? })
+    };
+    parse()
+        .filter(|limit| limit.soft >= 64 && limit.soft <= limit.hard)
+        .ok_or_else(|| bad("containers.nofile", text, "want soft:hard, two numbers, 64 <= soft <= hard"))
+}
