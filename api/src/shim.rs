@@ -118,6 +118,9 @@ pub struct Launch {
     /// of the spec, which is JSON and can hold UTF-8 alone.
     #[prost(bytes = "vec", repeated, tag = "8")]
     pub env: Vec<Vec<u8>>,
+    /// Directories of the root filesystem (an image's volumes): made when missing, and still writable when the root is read-only.
+    #[prost(string, repeated, tag = "9")]
+    pub volumes: Vec<String>,
 }
 
 /// An overlay root filesystem.
