@@ -1,0 +1,173 @@
+//! Writable layers: prepare, find, measure, discard.
+//! `prepare` and `discard` are on the hot path of a container's life and run on a blocking thread; neither syncs.
+//! Owns the content of `snapshots/<key>`: the link `image`, then `upper`, then `work`, in this order, so that `work` means whole.
+//! Must never reach into `upper` by path: what is in it was written by a container.
+
+use std::{
+    collections::HashSet,
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use keelson_api::Digest;
+use rustix::{
+    fs::{AtFlags, Gid, Mode, Uid},
+    io::Errno,
+};
+
+use super::{
+    ImageService, SnapshotState,
+    record::{Record, RootAttributes},
+};
+use crate::{
+    disk,
+    image::ImageId,
+    snapshot::{Snapshot, SnapshotError, SnapshotKey},
+    usage::{self, FsUsage},
+};
+
+/// How long a measured snapshot is believed: the kubelet asks each ten seconds.
+const MEASURE_AGE: Duration = Duration::from_secs(9);
+
+impl ImageService {
+    /// Makes a writable layer over an image. Repeating it with the same image returns the same snapshot.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NoImage`], [`SnapshotError::Exists`], [`SnapshotError::Io`]; nothing is left then.
+    pub fn prepare(&self, key: &SnapshotKey, image: &ImageId) -> Result<Snapshot, SnapshotError> {
+        let mut state = self.state();
+        let Some(record) = state.records.get(image) else {
+            return Err(SnapshotError::NoImage { key: key.clone(), image: *image });
+        };
+        let (root, snapshot) = (record.root, self.snapshot_over(key, record));
+        let removed = record.removed;
+        let known = match state.snapshots.get(key) {
+            Some(other) if other.image != *image => {
+                return Err(SnapshotError::Exists { key: key.clone(), image: other.image });
+            }
+            Some(_) => true,
+            None if removed => return Err(SnapshotError::NoImage { key: key.clone(), image: *image }),
+            None => false,
+        };
+        // From here on, a removal of the image leaves its layers.
+        state.snapshots.entry(key.clone()).or_insert(SnapshotState { image: *image, measured: None });
+        drop(state);
+        self.make_folders(key, image, root).map_err(|source| {
+            if !known {
+                // Best effort; what stays is swept at the next open.
+                let _ = self.trash.take(&self.snapshots, key.as_str());
+                self.state().snapshots.remove(key);
+            }
+            SnapshotError::Io { act: "prepare", key: key.clone(), source }
+        })?;
+        Ok(snapshot)
+    }
+
+    fn make_folders(&self, key: &SnapshotKey, image: &Digest, root: RootAttributes) -> io::Result<()> {
+        let made = |result: Result<(), Errno>| match result {
+            Err(Errno::EXIST) | Ok(()) => Ok(()),
+            Err(errno) => Err(errno),
+        };
+        made(rustix::fs::mkdirat(&self.snapshots, key.as_str(), Mode::RWXU))?;
+        let dir = rustix::fs::openat(&self.snapshots, key.as_str(), disk::DIR, Mode::empty())?;
+        made(rustix::fs::symlinkat(format!("../../images/{}", Record::file_name(image)), &dir, "image"))?;
+        made(rustix::fs::mkdirat(&dir, "upper", Mode::RWXU))?;
+        if (root.uid, root.gid) != (0, 0) {
+            let (uid, gid) = (Uid::from_raw(root.uid), Gid::from_raw(root.gid));
+            rustix::fs::chownat(&dir, "upper", Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        rustix::fs::chmodat(&dir, "upper", Mode::from_raw_mode(root.mode), AtFlags::empty())?;
+        made(rustix::fs::mkdirat(&dir, "work", Mode::RWXU))?;
+        Ok(())
+    }
+
+    /// The folders of a snapshot that was prepared, in this run or an earlier one; memory only.
+    #[must_use]
+    pub fn find_snapshot(&self, key: &SnapshotKey) -> Option<Snapshot> {
+        let state = self.state();
+        let record = state.records.get(&state.snapshots.get(key)?.image)?;
+        Some(self.snapshot_over(key, record))
+    }
+
+    /// All snapshots; memory only.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<SnapshotKey> {
+        self.state().snapshots.keys().cloned().collect()
+    }
+
+    /// Gives a snapshot up; its folder is removed in the background, after a restart if need be. A snapshot that is not there is a
+    /// success. Whoever mounted it has unmounted it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`]; the snapshot is then still there.
+    pub fn discard(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
+        let failed = |source| SnapshotError::Io { act: "discard", key: key.clone(), source };
+        let image = match self.state().snapshots.get(key) {
+            Some(snapshot) => snapshot.image,
+            None => return Ok(()),
+        };
+        self.trash.take(&self.snapshots, key.as_str()).map_err(failed)?;
+        let mut state = self.state();
+        state.snapshots.remove(key);
+        let claimed = state.records.get(&image).is_some_and(|record| record.removed);
+        drop(state);
+        if claimed { self.release_claim(&image).map_err(failed) } else { Ok(()) }
+    }
+
+    /// Discards every snapshot that is not among `keys`: those of containers that no longer exist. Failures are logged.
+    pub fn retain(&self, keys: &HashSet<SnapshotKey>) {
+        for key in self.snapshots().iter().filter(|key| !keys.contains(key)) {
+            if let Err(error) = self.discard(key) {
+                tracing::warn!(snapshot = %key, %error, "orphan snapshot stays");
+            }
+        }
+    }
+
+    /// What a container has written; at most nine seconds old. Zero for a snapshot that does not exist.
+    #[must_use]
+    pub fn snapshot_usage(&self, key: &SnapshotKey) -> FsUsage {
+        let mounted = FsUsage { mountpoint: self.config.root.clone(), ..FsUsage::default() };
+        match self.state().snapshots.get(key) {
+            None => return mounted,
+            Some(SnapshotState { measured: Some((at, usage)), .. }) if at.elapsed() < MEASURE_AGE => {
+                return mounted.plus(usage.clone());
+            }
+            Some(_) => {}
+        }
+        let upper = rustix::fs::openat(&self.snapshots, key.as_str(), disk::DIR, Mode::empty())
+            .and_then(|dir| rustix::fs::openat(&dir, "upper", disk::DIR, Mode::empty()));
+        let Ok(upper) = upper else { return mounted };
+        let usage = usage::measure(upper);
+        if let Some(snapshot) = self.state().snapshots.get_mut(key) {
+            snapshot.measured = Some((Instant::now(), usage.clone()));
+        }
+        mounted.plus(usage)
+    }
+
+    fn snapshot_over(&self, key: &SnapshotKey, record: &Record) -> Snapshot {
+        let dir = self.config.root.join("snapshots").join(key.as_str());
+        let lower = stack(&record.diff_ids).into_iter().map(|id| self.layers.fs_path(id)).collect::<Vec<_>>();
+        let lower = if lower.is_empty() { vec![self.config.root.join(Path::new("empty"))] } else { lower };
+        Snapshot { lower, upper: dir.join("upper"), work: dir.join("work") }
+    }
+}
+
+/// Layers top first. overlayfs refuses a folder twice; of a layer that comes twice only the upper one shows, since whatever the
+/// lower one adds or hides, the upper one adds or hides again.
+fn stack(diff_ids: &[Digest]) -> Vec<&Digest> {
+    let mut seen = HashSet::new();
+    diff_ids.iter().rev().filter(|id| seen.insert(**id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stack_is_top_first_and_keeps_the_upper_of_two() {
+        let [a, b] = [1, 2].map(|byte| Digest::from_sha256([byte; 32]));
+        assert_eq!(stack(&[a, b, a]), [&a, &b]);
+        assert_eq!(stack(&[a, a, b]), [&b, &a]);
+    }
+}
