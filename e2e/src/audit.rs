@@ -92,10 +92,16 @@ pub fn sweep(state: &Path, root: &Path) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
+    unmount_below(state);
+    unmount_below(root);
+}
+
+/// Detaches every mount below a scratch folder.
+pub fn unmount_below(folder: &Path) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for line in mounts.lines().rev() {
         let point = line.split(' ').nth(4).unwrap_or_default();
-        if Path::new(point).starts_with(state) || Path::new(point).starts_with(root) {
+        if Path::new(point).starts_with(folder) {
             let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
         }
     }

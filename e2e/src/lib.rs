@@ -3,6 +3,7 @@
 //! Must never reach a network other than loopback and namespaces it made, or end a process it did not start.
 
 pub mod audit;
+pub mod bench;
 pub mod cache;
 pub mod images;
 pub mod node;

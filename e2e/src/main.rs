@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use keelson_e2e::{images::Store, registry::Registry};
+use keelson_e2e::{bench, images::Store, registry::Registry};
 
 /// Test images, a loopback registry, benchmarks.
 #[derive(Parser)]
@@ -25,6 +25,8 @@ enum Command {
         #[arg(long, default_value_t = 5000)]
         port: u16,
     },
+    /// Compare with the peers: a table, then one line of JSON. Release builds: `make bench`.
+    Bench(bench::Options),
 }
 
 fn main() -> Result<()> {
@@ -37,5 +39,6 @@ fn main() -> Result<()> {
                 std::thread::park();
             }
         }
+        Command::Bench(options) => bench::run(&options),
     }
 }

@@ -131,6 +131,15 @@ pub fn all() -> Vec<Recipe> {
             version: 2,
         },
         Recipe {
+            file: "pause",
+            names: names(&["pause:3.9", "pause:3.10.2"]),
+            layers: vec![layer(&[], false, Compression::Gzip, finish_pause)],
+            config: json!({ "Entrypoint": ["/pause"] }),
+            docker: false,
+            index: false,
+            version: 1,
+        },
+        Recipe {
             file: "user",
             names: names(&["library/user:latest"]),
             layers: vec![busybox(), layer(&[], false, Compression::None, finish_user)],
@@ -237,6 +246,24 @@ fn finish_nginx(root: &Path) -> Result<()> {
 fn finish_debian(root: &Path) -> Result<()> {
     skeleton(root)?;
     let _ = symlink("bash", root.join("bin/sh"));
+    Ok(())
+}
+
+/// What peers hold a pod's namespaces with: one static program that waits.
+fn finish_pause(root: &Path) -> Result<()> {
+    write(
+        root,
+        "pause.c",
+        0o644,
+        "#include <unistd.h>\n#include <signal.h>\n#include <stdlib.h>\nstatic void end(int s) { (void)s; _exit(0); }\nint main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n",
+    )?;
+    let status = Command::new("cc")
+        .args(["-Os", "-static", "-s", "-o"])
+        .arg(root.join("pause"))
+        .arg(root.join("pause.c"))
+        .status();
+    ensure!(status.context("run cc")?.success(), "cc cannot build pause");
+    fs::remove_file(root.join("pause.c"))?;
     Ok(())
 }
 
