@@ -1,0 +1,102 @@
+//! Processes held by descriptor: a pidfd names one process for ever, a number may be used again.
+//! Any process, any thread; `wait` blocks unless told not to.
+//! Owns the pidfds it opens.
+//! Must never act on a bare process id except to open it.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::io::{self, Errno};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+
+use crate::fd::last_errno;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this status.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// The exit code a shell would tell: 128 + signal for a killed process.
+    pub fn code(self) -> i32 {
+        match self {
+            Exit::Code(code) => code,
+            Exit::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// Opens a process; ESRCH when there is none. Close-on-exec.
+pub fn open(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::INVAL)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+}
+
+/// Sends any signal, real-time ones too; 0 asks whether the process is there.
+/// <https://man7.org/linux/man-pages/man2/pidfd_send_signal.2.html>
+pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: a null siginfo is allowed and means what kill(2) would send; the descriptor is open by its type.
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) };
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Waits for a child's end and reaps it.
+pub fn wait(pidfd: impl AsFd) -> io::Result<Exit> {
+    loop {
+        match wait_with(&pidfd, WaitIdOptions::EXITED) {
+            Ok(Some(exit)) => return Ok(exit),
+            Ok(None) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Reaps a child that has ended; none while it runs.
+pub fn try_wait(pidfd: impl AsFd) -> io::Result<Option<Exit>> {
+    wait_with(&pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+}
+
+fn wait_with(pidfd: &impl AsFd, options: WaitIdOptions) -> io::Result<Option<Exit>> {
+    let Some(status) = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options)? else {
+        return Ok(None);
+    };
+    Ok(match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Some(Exit::Code(code)),
+        (None, Some(signal)) => Some(Exit::Signal(signal)),
+        (None, None) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_no_process_zero_or_below() {
+        assert_eq!(open(0).unwrap_err(), Errno::INVAL);
+        assert_eq!(open(-1).unwrap_err(), Errno::INVAL);
+    }
+
+    #[test]
+    fn a_killed_child_is_told_from_one_that_ended() {
+        for (script, exit) in [("exit 7", Exit::Code(7)), ("kill -9 $$", Exit::Signal(9))] {
+            let child = std::process::Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
+            let pidfd = open(i32::try_from(child.id()).unwrap()).unwrap();
+            assert_eq!(wait(&pidfd).unwrap(), exit);
+        }
+    }
+
+    #[test]
+    fn a_running_child_is_not_waited_for() {
+        let child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let pidfd = open(i32::try_from(child.id()).unwrap()).unwrap();
+        assert_eq!(try_wait(&pidfd).unwrap(), None);
+        send_signal(&pidfd, libc::SIGKILL).unwrap();
+        assert_eq!(wait(&pidfd).unwrap().code(), 137);
+    }
+}
