@@ -12,6 +12,7 @@ use anyhow::Result;
 use serde_json::json;
 
 pub use figures::{Figure, Table};
+pub use oci::lives as oci_lives;
 
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
@@ -25,6 +26,9 @@ pub struct Options {
     /// Operations of one contender in one round.
     #[arg(long, default_value_t = 20)]
     pub operations: usize,
+    /// Only contenders whose name contains this.
+    #[arg(long, default_value = "")]
+    pub contender: String,
     /// Idle pods for the memory figure.
     #[arg(long, default_value_t = 50)]
     pub pods: usize,
@@ -39,7 +43,8 @@ pub fn run(options: &Options) -> Result<()> {
         oci::h3(options, &mut table)?;
     }
     if ["h1", "h4", "h5", "h8"].iter().any(|h| wants(h)) {
-        let mut contenders = daemons::start_all()?;
+        let _inside = tokio.enter();
+        let mut contenders = daemons::start_all(&options.contender)?;
         tokio.block_on(async {
             if wants("h1") || wants("h8") {
                 pods::h1_h8(options, &mut contenders, &mut table).await?;

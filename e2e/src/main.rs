@@ -27,6 +27,15 @@ enum Command {
     },
     /// Compare with the peers: a table, then one line of JSON. Release builds: `make bench`.
     Bench(bench::Options),
+    /// Part of `bench`: lives of one OCI runtime, inside a mount namespace made for it.
+    #[command(hide = true)]
+    OciLives {
+        tag: String,
+        count: usize,
+        bundle: std::path::PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -40,5 +49,6 @@ fn main() -> Result<()> {
             }
         }
         Command::Bench(options) => bench::run(&options),
+        Command::OciLives { tag, count, bundle, command } => bench::oci_lives(&tag, count, &bundle, command),
     }
 }

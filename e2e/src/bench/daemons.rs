@@ -12,6 +12,7 @@ use k8s_cri::v1::{image_service_client::ImageServiceClient, runtime_service_clie
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
+use super::figures::OURS;
 use crate::{
     images::Store,
     node::{Cri, DEADLINE, Node},
@@ -38,16 +39,28 @@ struct Containerd {
     _registry: Registry,
 }
 
-/// Starts every contender and pulls the image into each.
-pub(super) fn start_all() -> Result<Vec<Contender>> {
-    let node = Node::start().context("start keelson")?;
-    let keelson = Contender {
-        name: super::figures::OURS,
+/// Starts every contender whose name contains `filter`.
+pub(super) fn start_all(filter: &str) -> Result<Vec<Contender>> {
+    let mut all = Vec::new();
+    if OURS.contains(filter) {
+        all.push(keelson().context("start keelson")?);
+    }
+    if CONTAINERD.contains(filter) {
+        all.push(containerd().context("start containerd")?);
+    }
+    Ok(all)
+}
+
+const CONTAINERD: &str = "containerd+runc";
+
+fn keelson() -> Result<Contender> {
+    let node = Node::start()?;
+    Ok(Contender {
+        name: OURS,
         cri: node.cri()?,
         logs: node.logs_dir().to_owned(),
         kind: Kind::Keelson(Box::new(node)),
-    };
-    Ok(vec![keelson, containerd()?])
+    })
 }
 
 impl Contender {
@@ -144,7 +157,7 @@ fn containerd() -> Result<Contender> {
     let logs = path.join("logs");
     fs::create_dir_all(&logs)?;
     Ok(Contender {
-        name: "containerd+runc",
+        name: CONTAINERD,
         cri,
         logs,
         kind: Kind::Containerd(Containerd { child, scratch, state, _registry: registry }),
