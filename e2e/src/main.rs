@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use keelson_e2e::{bench, images::Store, registry::Registry};
+use keelson_e2e::{bench, critest, images::Store, registry::Registry};
 
 /// Test images, a loopback registry, benchmarks.
 #[derive(Parser)]
@@ -27,6 +27,8 @@ enum Command {
     },
     /// Compare with the peers: a table, then one line of JSON. Release builds: `make bench`.
     Bench(bench::Options),
+    /// Run critest against a node on scratch state.
+    Critest(critest::Options),
     /// Part of `bench`: lives of one OCI runtime, inside a mount namespace made for it.
     #[command(hide = true)]
     OciLives {
@@ -48,6 +50,7 @@ fn main() -> Result<()> {
                 std::thread::park();
             }
         }
+        Command::Critest(options) => critest::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::OciLives { tag, count, bundle, command } => bench::oci_lives(&tag, count, &bundle, command),
     }

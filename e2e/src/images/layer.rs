@@ -123,8 +123,8 @@ fn append<W: Write>(
         } else if kind.is_char_device() || kind.is_block_device() || kind.is_fifo() {
             let device = meta.rdev();
             header.set_entry_type(if kind.is_fifo() { tar::EntryType::Fifo } else { tar::EntryType::Char });
-            header.set_device_major(u32::try_from(rustix::fs::major(device))?)?;
-            header.set_device_minor(u32::try_from(rustix::fs::minor(device))?)?;
+            header.set_device_major(rustix::fs::major(device))?;
+            header.set_device_minor(rustix::fs::minor(device))?;
             tar.append_data(&mut header, &name, io::empty()).with_context(context)?;
         }
     }

@@ -1,5 +1,7 @@
 //! What each test image is made of. A change of a recipe's text changes its key and so rebuilds it.
 
+mod critest;
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
@@ -72,7 +74,7 @@ pub fn all() -> Vec<Recipe> {
             layer(&["tzdata", "vim-runtime"], false, compression, keep),
         ]
     };
-    vec![
+    let mut all = vec![
         Recipe {
             file: "busybox",
             names: names(&["library/busybox:latest", "busybox:latest", "e2e-test-images/busybox:1.29-2"]),
@@ -152,7 +154,9 @@ pub fn all() -> Vec<Recipe> {
             index: false,
             version: 2,
         },
-    ]
+    ];
+    all.extend(critest::all());
+    all
 }
 
 fn keep(_: &Path) -> Result<()> {
@@ -251,19 +255,20 @@ fn finish_debian(root: &Path) -> Result<()> {
 
 /// What peers hold a pod's namespaces with: one static program that waits.
 fn finish_pause(root: &Path) -> Result<()> {
-    write(
+    compile(
         root,
-        "pause.c",
-        0o644,
-        "#include <unistd.h>\n#include <signal.h>\n#include <stdlib.h>\nstatic void end(int s) { (void)s; _exit(0); }\nint main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n",
-    )?;
-    let status = Command::new("cc")
-        .args(["-Os", "-static", "-s", "-o"])
-        .arg(root.join("pause"))
-        .arg(root.join("pause.c"))
-        .status();
-    ensure!(status.context("run cc")?.success(), "cc cannot build pause");
-    fs::remove_file(root.join("pause.c"))?;
+        "pause",
+        "#include <unistd.h>\n#include <signal.h>\nstatic void end(int s) { (void)s; _exit(0); }\nint main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n",
+    )
+}
+
+/// A static program at the root of the image.
+fn compile(root: &Path, name: &str, source: &str) -> Result<()> {
+    let file = root.join(format!("{name}.c"));
+    write(root, &format!("{name}.c"), 0o644, source)?;
+    let status = Command::new("cc").args(["-Os", "-static", "-s", "-o"]).arg(root.join(name)).arg(&file).status();
+    ensure!(status.context("run cc")?.success(), "cc cannot build {name}");
+    fs::remove_file(file)?;
     Ok(())
 }
 

@@ -47,7 +47,10 @@ fn lists_are_filtered_by_id_state_and_label() {
             Ok(cri.runtime.list_pod_sandbox(request).await?.into_inner().items.into_iter().map(|p| p.id).collect())
         };
         ensure!(list(cri::PodSandboxFilter::default()).await?.len() == 2);
-        ensure!(list(cri::PodSandboxFilter { id: one[..12].into(), ..Default::default() }).await? == [one.clone()]);
+        ensure!(
+            list(cri::PodSandboxFilter { id: one[..12].into(), ..Default::default() }).await?
+                == std::slice::from_ref(&one)
+        );
         let state = |state: cri::PodSandboxState| Some(cri::PodSandboxStateValue { state: state.into() });
         ensure!(
             list(cri::PodSandboxFilter { state: state(cri::PodSandboxState::SandboxNotready), ..Default::default() })
