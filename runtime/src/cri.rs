@@ -1,0 +1,214 @@
+//! The CRI face: both gRPC services, one file per RPC, over the engine and the image service.
+//! Runs on tokio workers; an RPC decodes, checks, calls, encodes, and waits for work that others own.
+//! Owns the mapping between CRI's messages and the engine's words; no other room of the daemon knows these messages.
+//! Must never hold state of its own: two clients, or one before and one after a restart, see the same node.
+
+mod container_create;
+mod container_exec_sync;
+mod container_list;
+mod container_list_stats;
+mod container_remove;
+mod container_reopen_log;
+mod container_spec;
+mod container_start;
+mod container_stats;
+mod container_status;
+mod container_stop;
+mod container_update;
+mod container_view;
+mod id;
+mod image_fs_info;
+mod image_list;
+mod image_pull;
+mod image_remove;
+mod image_status;
+mod image_view;
+mod info;
+mod resource;
+mod rpc;
+mod runtime_config;
+mod runtime_status;
+mod runtime_version;
+mod sandbox_list;
+mod sandbox_remove;
+mod sandbox_run;
+mod sandbox_spec;
+mod sandbox_status;
+mod sandbox_stop;
+mod sandbox_view;
+mod security_spec;
+mod signal;
+mod stats_view;
+mod status;
+mod time;
+
+use std::sync::Arc;
+
+use keelson_cri::v1;
+use keelson_imageservice::ImageService;
+use tonic::{Request, Response, Status, codegen::BoxStream};
+
+use self::status::{Failure, invalid};
+use crate::{
+    config::{Config, DefaultSeccomp},
+    container::spec::Seccomp,
+    engine::Engine,
+};
+
+/// Both services; serve it behind one `Arc`.
+pub struct Cri {
+    engine: Engine,
+    images: Arc<ImageService>,
+    about: About,
+}
+
+/// What the face must know beside the engine: settings to show, and what this kernel can do.
+struct About {
+    config: Config,
+    kernel: String,
+    recursive_read_only: bool,
+    default_seccomp: Seccomp,
+}
+
+impl Cri {
+    /// The face of this engine.
+    #[must_use]
+    pub fn new(engine: Engine, images: Arc<ImageService>, config: Config) -> Self {
+        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+        let about = About {
+            // mount_setattr(2), which makes a tree of mounts read-only at once.
+            recursive_read_only: at_least(&kernel, (5, 12)),
+            default_seccomp: match config.containers.seccomp {
+                DefaultSeccomp::RuntimeDefault => Seccomp::RuntimeDefault,
+                DefaultSeccomp::Unconfined => Seccomp::Unconfined,
+            },
+            kernel,
+            config,
+        };
+        Self { engine, images, about }
+    }
+
+    /// The id of the image that has this name here.
+    fn image_id(&self, name: &str) -> Option<String> {
+        self.images.find(name).map(|image| image.id.to_string())
+    }
+}
+
+/// Whether a kernel release such as `6.1.0-13-amd64` is this one or newer.
+fn at_least(release: &str, version: (u32, u32)) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= version
+}
+
+/// The name of the image a request is about.
+fn image_name(image: Option<v1::ImageSpec>) -> Result<String, Failure> {
+    image.map(|image| image.image).filter(|name| !name.is_empty()).ok_or_else(|| invalid("image.image", "is empty"))
+}
+
+/// Runs something that may block on the pool for it.
+async fn blocking<T: Send + 'static>(
+    act: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Host { act, source: std::io::Error::other(error) })
+}
+
+/// Writes out a service: the RPCs that are built, and those that answer UNIMPLEMENTED with their name and what is missing.
+macro_rules! service {
+    (
+        $service:path;
+        built { $($method:ident $rpc:literal ($request:ident) -> $response:ident = $handler:ident;)* }
+        not_built { $($later:ident $later_rpc:literal ($later_request:ident) -> $answer:ty, $missing:literal;)* }
+    ) => {
+        #[tonic::async_trait]
+        impl $service for Cri {
+            $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<v1::$response>, Status> {
+                rpc::serve($rpc, request, |call| $handler::handle(self, call)).await
+            })*
+            $(async fn $later(&self, _: Request<v1::$later_request>) -> Result<Response<$answer>, Status> {
+                Err(rpc::not_built($later_rpc, $missing))
+            })*
+        }
+    };
+}
+
+service! {
+    v1::runtime_service_server::RuntimeService;
+    built {
+        version "Version" (VersionRequest) -> VersionResponse = runtime_version;
+        status "Status" (StatusRequest) -> StatusResponse = runtime_status;
+        runtime_config "RuntimeConfig" (RuntimeConfigRequest) -> RuntimeConfigResponse = runtime_config;
+        run_pod_sandbox "RunPodSandbox" (RunPodSandboxRequest) -> RunPodSandboxResponse = sandbox_run;
+        stop_pod_sandbox "StopPodSandbox" (StopPodSandboxRequest) -> StopPodSandboxResponse = sandbox_stop;
+        remove_pod_sandbox "RemovePodSandbox" (RemovePodSandboxRequest) -> RemovePodSandboxResponse = sandbox_remove;
+        pod_sandbox_status "PodSandboxStatus" (PodSandboxStatusRequest) -> PodSandboxStatusResponse = sandbox_status;
+        list_pod_sandbox "ListPodSandbox" (ListPodSandboxRequest) -> ListPodSandboxResponse = sandbox_list;
+        create_container "CreateContainer" (CreateContainerRequest) -> CreateContainerResponse = container_create;
+        start_container "StartContainer" (StartContainerRequest) -> StartContainerResponse = container_start;
+        stop_container "StopContainer" (StopContainerRequest) -> StopContainerResponse = container_stop;
+        remove_container "RemoveContainer" (RemoveContainerRequest) -> RemoveContainerResponse = container_remove;
+        list_containers "ListContainers" (ListContainersRequest) -> ListContainersResponse = container_list;
+        container_status "ContainerStatus" (ContainerStatusRequest) -> ContainerStatusResponse = container_status;
+        update_container_resources "UpdateContainerResources" (UpdateContainerResourcesRequest)
+            -> UpdateContainerResourcesResponse = container_update;
+        reopen_container_log "ReopenContainerLog" (ReopenContainerLogRequest)
+            -> ReopenContainerLogResponse = container_reopen_log;
+        exec_sync "ExecSync" (ExecSyncRequest) -> ExecSyncResponse = container_exec_sync;
+        container_stats "ContainerStats" (ContainerStatsRequest) -> ContainerStatsResponse = container_stats;
+        list_container_stats "ListContainerStats" (ListContainerStatsRequest)
+            -> ListContainerStatsResponse = container_list_stats;
+    }
+    not_built {
+        exec "Exec" (ExecRequest) -> v1::ExecResponse,
+            "the streaming server; ExecSync (crictl exec -s) runs a program without one";
+        attach "Attach" (AttachRequest) -> v1::AttachResponse, "the streaming server";
+        port_forward "PortForward" (PortForwardRequest) -> v1::PortForwardResponse, "the streaming server";
+        stream_pod_sandboxes "StreamPodSandboxes" (StreamPodSandboxesRequest)
+            -> BoxStream<v1::StreamPodSandboxesResponse>, "streamed lists; use ListPodSandbox";
+        stream_containers "StreamContainers" (StreamContainersRequest)
+            -> BoxStream<v1::StreamContainersResponse>, "streamed lists; use ListContainers";
+        stream_container_stats "StreamContainerStats" (StreamContainerStatsRequest)
+            -> BoxStream<v1::StreamContainerStatsResponse>, "streamed lists; use ListContainerStats";
+        pod_sandbox_stats "PodSandboxStats" (PodSandboxStatsRequest) -> v1::PodSandboxStatsResponse,
+            "statistics of whole sandboxes; use ListContainerStats with its filter";
+        list_pod_sandbox_stats "ListPodSandboxStats" (ListPodSandboxStatsRequest) -> v1::ListPodSandboxStatsResponse,
+            "statistics of whole sandboxes; use ListContainerStats";
+        stream_pod_sandbox_stats "StreamPodSandboxStats" (StreamPodSandboxStatsRequest)
+            -> BoxStream<v1::StreamPodSandboxStatsResponse>, "statistics of whole sandboxes; use ListContainerStats";
+        update_runtime_config "UpdateRuntimeConfig" (UpdateRuntimeConfigRequest) -> v1::UpdateRuntimeConfigResponse,
+            "taking the pod network from kubelet; set network.ipv4 in the configuration";
+        checkpoint_container "CheckpointContainer" (CheckpointContainerRequest) -> v1::CheckpointContainerResponse,
+            "checkpoints";
+        checkpoint_pod "CheckpointPod" (CheckpointPodRequest) -> v1::CheckpointPodResponse, "checkpoints";
+        restore_pod "RestorePod" (RestorePodRequest) -> v1::RestorePodResponse, "checkpoints";
+        get_container_events "GetContainerEvents" (GetEventsRequest) -> BoxStream<v1::ContainerEventResponse>,
+            "container events; kubelet lists instead";
+        list_metric_descriptors "ListMetricDescriptors" (ListMetricDescriptorsRequest)
+            -> v1::ListMetricDescriptorsResponse, "metrics; use ListContainerStats";
+        list_pod_sandbox_metrics "ListPodSandboxMetrics" (ListPodSandboxMetricsRequest)
+            -> v1::ListPodSandboxMetricsResponse, "metrics; use ListContainerStats";
+        stream_pod_sandbox_metrics "StreamPodSandboxMetrics" (StreamPodSandboxMetricsRequest)
+            -> BoxStream<v1::StreamPodSandboxMetricsResponse>, "metrics; use ListContainerStats";
+        update_pod_sandbox_resources "UpdatePodSandboxResources" (UpdatePodSandboxResourcesRequest)
+            -> v1::UpdatePodSandboxResourcesResponse,
+            "being told of a pod's limits; kubelet has set them on the pod's cgroup itself";
+    }
+}
+
+service! {
+    v1::image_service_server::ImageService;
+    built {
+        list_images "ListImages" (ListImagesRequest) -> ListImagesResponse = image_list;
+        image_status "ImageStatus" (ImageStatusRequest) -> ImageStatusResponse = image_status;
+        pull_image "PullImage" (PullImageRequest) -> PullImageResponse = image_pull;
+        remove_image "RemoveImage" (RemoveImageRequest) -> RemoveImageResponse = image_remove;
+        image_fs_info "ImageFsInfo" (ImageFsInfoRequest) -> ImageFsInfoResponse = image_fs_info;
+    }
+    not_built {
+        stream_images "StreamImages" (StreamImagesRequest) -> BoxStream<v1::StreamImagesResponse>,
+            "streamed lists; use ListImages";
+    }
+}
+
+#[cfg(test)]
+mod tests;

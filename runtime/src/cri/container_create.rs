@@ -1,0 +1,34 @@
+//! CreateContainer: a container whose process waits to be started, or the one that the same request made before.
+//! Decodes in the task of the RPC; the engine's own task does the work and finishes it whoever still waits.
+//! Owns nothing. Must never take the sandbox's configuration from this request: the sandbox keeps its own.
+
+use keelson_cri::v1;
+
+use super::{
+    Cri, container_spec, id,
+    rpc::{Call, about_container, about_sandbox},
+    status::{Failure, unsupported},
+};
+use crate::container::spec::{Access, Seccomp};
+
+pub(super) async fn handle(
+    cri: &Cri,
+    call: Call<v1::CreateContainerRequest>,
+) -> Result<v1::CreateContainerResponse, Failure> {
+    about_sandbox(&call.message.pod_sandbox_id);
+    let mut spec = container_spec::decode(call.message.config)?;
+    let sandbox = id::sandbox(&cri.engine, &call.message.pod_sandbox_id)?;
+    if !cri.about.recursive_read_only && spec.volumes.iter().any(|it| it.access == Access::RecursiveReadOnly) {
+        // kubelet knows the word and tells the pod's owner.
+        let reason = "recursive_read_only needs Linux 5.12 or newer: use a newer kernel, or plain readonly";
+        return Err(unsupported("RROUnsupported: config.mounts", reason));
+    }
+    if spec.security.seccomp == Seccomp::RuntimeDefault {
+        spec.security.seccomp = cri.about.default_seccomp.clone();
+    }
+    let name = spec.key.name.clone();
+    let id = cri.engine.create_container(&sandbox.id, spec).await?;
+    about_container(id.as_str());
+    tracing::info!(name, "container is created");
+    Ok(v1::CreateContainerResponse { container_id: id.to_string() })
+}

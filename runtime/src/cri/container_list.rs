@@ -1,0 +1,22 @@
+//! ListContainers: the containers a filter means, oldest first. kubelet asks every second.
+//! Answers from memory in the task of the RPC. Owns nothing.
+//! Must never wait for a container that is being made or unmade.
+
+use keelson_cri::v1;
+
+use super::{
+    Cri,
+    container_view::{self, Filter},
+    rpc::Call,
+    status::Failure,
+};
+
+pub(super) async fn handle(
+    cri: &Cri,
+    call: Call<v1::ListContainersRequest>,
+) -> Result<v1::ListContainersResponse, Failure> {
+    let filter = Filter::decode(call.message.filter)?;
+    let all = cri.engine.containers();
+    let containers = all.iter().filter(|view| filter.matches(view)).map(|view| container_view::item(view)).collect();
+    Ok(v1::ListContainersResponse { containers })
+}
