@@ -5,7 +5,9 @@
 #![warn(missing_docs)]
 
 pub mod bpf;
+pub mod child;
 pub mod fd;
+pub mod init;
 pub mod memfd;
 pub mod namespace;
 pub mod netlink;

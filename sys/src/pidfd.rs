@@ -31,7 +31,7 @@ impl Exit {
 
 /// Opens a process; ESRCH when there is none. Close-on-exec.
 pub fn open(pid: i32) -> io::Result<OwnedFd> {
-    let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::INVAL)?;
+    let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(Errno::INVAL)?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty())
 }
 

@@ -22,12 +22,7 @@ pub fn executable_is_exposed() -> bool {
 pub fn ignored_signals() -> u64 {
     let mut mask = 0;
     for signal in 1..=64 {
-        let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: a null new action only queries; the old one is written to a sigaction on this stack.
-        let result = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
-        // SAFETY: zeroed bytes are a valid sigaction, whether the call above wrote it or not.
-        let action = unsafe { action.assume_init() };
-        if result == 0 && action.sa_sigaction == libc::SIG_IGN {
+        if crate::raw::is_ignored(signal) {
             mask |= 1 << (signal - 1);
         }
     }

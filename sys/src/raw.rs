@@ -10,6 +10,8 @@ use rustix::io::{self, Errno};
 
 pub(crate) const CLONE_VM: u64 = 0x100;
 pub(crate) const CLONE_VFORK: u64 = 0x4000;
+pub(crate) const CLONE_FILES: u64 = 0x400;
+pub(crate) const CLONE_PARENT: u64 = 0x8000;
 pub(crate) const CLONE_PIDFD: u64 = 0x1000;
 pub(crate) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -430,6 +432,12 @@ pub(crate) fn default_signals(mask: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether this process ignores the signal. Asked of the kernel itself: a C library hides the signals that it uses.
+pub(crate) fn is_ignored(signal: u32) -> bool {
+    let mut action = [0_u64; 4];
+    call!(libc::SYS_rt_sigaction, signal, 0, action.as_mut_ptr(), 8).is_ok() && action[0] == libc::SIG_IGN as u64
 }
 
 /// sched_setattr(2) of the calling thread.

@@ -1,0 +1,389 @@
+//! The operations of a plan: plain data that owns what it names, and words for each.
+//! Built in the parent; read by the child, by the parent for its error texts.
+//! Owns descriptors and strings.
+//! Must never hold anything that the child would have to compute.
+
+use std::ffi::{CString, c_char};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use crate::namespace::NamespaceKinds;
+
+/// A descriptor that several operations use.
+pub type Shared = Rc<OwnedFd>;
+
+/// One operation.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "fields are named after the arguments of the calls")]
+pub enum Op {
+    /// Nobody without CAP_SYS_PTRACE outside may attach.
+    Undumpable,
+    /// Joins a cgroup v1 by its open `tasks` file.
+    JoinTasks(Shared),
+    /// setns(2).
+    SetNamespaces { fd: Shared, kinds: NamespaceKinds, what: &'static str },
+    /// unshare(2).
+    Unshare(NamespaceKinds),
+    /// Tells the parent and waits until it has done its part.
+    Sync,
+    /// Becomes user and group 0 of the user namespace.
+    BecomeRoot,
+    /// setsid(2).
+    Session,
+    /// Of every mount of the namespace, at once.
+    Propagation(Propagation),
+    /// Puts a detached tree over `/` and makes it the root of all later paths.
+    AttachRoot(OwnedFd),
+    /// mount(2) of the root on `target`, for kernels whose fsconfig cannot take it.
+    LegacyRoot { kind: CString, target: CString, data: CString, keep: Vec<OwnedFd> },
+    /// Makes the present `/` the root of all later paths.
+    UseRoot,
+    /// A filesystem.
+    Mount(Box<Mount>),
+    /// Attributes of the mount at a path.
+    Remount { path: CString, attributes: Attributes, recursive: bool },
+    /// Device nodes.
+    Devices(Vec<Device>),
+    /// Symbolic links: path, target.
+    Links(Vec<(CString, CString)>),
+    /// Hides paths: files behind the null device in `null`, folders behind an empty read-only filesystem. Missing ones are passed over.
+    Mask { null: OwnedFd, paths: Vec<CString> },
+    /// Makes paths read-only, with all below. Missing ones are passed over.
+    ReadOnly(Vec<CString>),
+    /// Attributes and propagation of the root.
+    RootAttributes { attributes: Attributes, propagation: Option<Propagation> },
+    /// pivot_root(2), and the old root is gone; or chroot(2) only.
+    EnterRoot { pivot: bool },
+    /// A terminal as controlling terminal and standard streams; the master goes to the parent.
+    Terminal(Terminal),
+    /// Standard streams.
+    Streams([Shared; 3]),
+    /// Gives standard streams (a mask of 1, 2, 4) to a user; refusals do not matter.
+    OwnStreams { uid: u32, which: u8 },
+    /// sethostname(2).
+    Hostname(CString),
+    /// setdomainname(2).
+    Domainname(CString),
+    /// Writes below a procfs: no link is followed, no mount crossed.
+    WriteProc { proc: Shared, path: CString, value: Vec<u8>, what: &'static str },
+    /// Limit, soft and hard.
+    Rlimit { resource: u32, soft: u64, hard: u64, name: String },
+    /// personality(2).
+    Personality(u32),
+    /// sched_setattr(2): `struct sched_attr` as words.
+    Scheduler([u64; 6]),
+    /// ioprio_set(2).
+    IoPriority(i32),
+    /// Changes to a folder of the container, and makes sure of it. `again` is for the final user, when the first try was refused.
+    WorkingDirectory { path: CString, create: bool, again: bool },
+    /// Bounding set, groups, user; capabilities stay permitted (and effective, if asked) until [`Op::Capabilities`].
+    Identity(Identity),
+    /// The final sets.
+    Capabilities(Capabilities),
+    /// umask(2).
+    Umask(u32),
+    /// prctl(PR_SET_NO_NEW_PRIVS).
+    NoNewPrivileges,
+    /// Every descriptor from 3 up closes on exec.
+    CloseOnExec,
+    /// No signal blocked; those of the mask (bit `n - 1` for signal `n`) get their default action back.
+    Signals { ignored: u64 },
+    /// Tells the parent that all is ready and waits for its word.
+    Gate,
+    /// Loads a filter: instructions as words.
+    Seccomp { program: Vec<u64>, flags: u32 },
+    /// execve(2): does not return.
+    Exec(Exec),
+}
+
+/// How mount events travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// Not at all.
+    Private,
+    /// In.
+    Slave,
+    /// Both ways.
+    Shared,
+    /// Not at all, and no bind.
+    Unbindable,
+}
+
+impl Propagation {
+    /// MS_* bits.
+    pub const fn bits(self) -> u64 {
+        match self {
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Slave => libc::MS_SLAVE,
+            Propagation::Shared => libc::MS_SHARED,
+            Propagation::Unbindable => libc::MS_UNBINDABLE,
+        }
+    }
+}
+
+/// MOUNT_ATTR_* bits to set and to clear.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// To set.
+    pub set: u64,
+    /// To clear.
+    pub clear: u64,
+}
+
+impl Attributes {
+    /// MOUNT_ATTR_RDONLY.
+    pub const RDONLY: u64 = 0x01;
+    /// MOUNT_ATTR_NOSUID.
+    pub const NOSUID: u64 = 0x02;
+    /// MOUNT_ATTR_NODEV.
+    pub const NODEV: u64 = 0x04;
+    /// MOUNT_ATTR_NOEXEC.
+    pub const NOEXEC: u64 = 0x08;
+    /// MOUNT_ATTR__ATIME: the field of the three below.
+    pub const ATIME: u64 = 0x70;
+    /// MOUNT_ATTR_NOATIME.
+    pub const NOATIME: u64 = 0x10;
+    /// MOUNT_ATTR_STRICTATIME.
+    pub const STRICTATIME: u64 = 0x20;
+    /// MOUNT_ATTR_NODIRATIME.
+    pub const NODIRATIME: u64 = 0x80;
+    /// MOUNT_ATTR_IDMAP.
+    pub const IDMAP: u64 = 0x0010_0000;
+    /// MOUNT_ATTR_NOSYMFOLLOW.
+    pub const NOSYMFOLLOW: u64 = 0x0020_0000;
+}
+
+/// What to make where a mount's target is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    /// A folder.
+    Folder,
+    /// An empty file.
+    File,
+}
+
+/// A filesystem to attach inside the root.
+#[derive(Debug)]
+pub struct Mount {
+    /// What.
+    pub source: MountSource,
+    /// Where, inside the container.
+    pub target: CString,
+    /// Made when missing.
+    pub node: Node,
+    /// Refuse a target behind symbolic links: for procfs and sysfs, which other operations rely on.
+    pub no_symlinks: bool,
+    /// Allow a target that lies on a procfs.
+    pub on_proc: bool,
+}
+
+/// Where a mount comes from.
+#[derive(Debug)]
+pub enum MountSource {
+    /// A detached mount, ready.
+    Tree(OwnedFd),
+    /// A new filesystem of the child's own namespaces.
+    New {
+        /// Its type.
+        kind: CString,
+        /// Its parameters.
+        parameters: Vec<Parameter>,
+        /// Attributes of the mount.
+        attributes: Attributes,
+        /// How its mount events travel, if not privately.
+        propagation: Option<Propagation>,
+    },
+}
+
+/// A parameter of a filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parameter {
+    /// `ro`.
+    Flag(CString),
+    /// `size=64k`.
+    Value(CString, CString),
+}
+
+/// A device node.
+#[derive(Debug)]
+pub struct Device {
+    /// Inside the container.
+    pub path: CString,
+    /// Type and permissions.
+    pub mode: u32,
+    /// As makedev(3).
+    pub device: u64,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// See [`Op::Terminal`].
+#[derive(Debug, Clone, Copy)]
+pub struct Terminal {
+    /// Owner of the terminal.
+    pub uid: u32,
+    /// Rows and columns; none: the kernel's.
+    pub size: Option<(u16, u16)>,
+    /// Bind it on `/dev/console`.
+    pub console: bool,
+}
+
+/// See [`Op::Identity`].
+#[derive(Debug)]
+pub struct Identity {
+    /// Capabilities that stay in the bounding set, as a bit mask.
+    pub bounding: u64,
+    /// The kernel's last capability.
+    pub last_capability: u32,
+    /// Supplementary groups; none: setgroups(2) is not called.
+    pub groups: Option<Vec<u32>>,
+    /// Real, effective and saved.
+    pub gid: u32,
+    /// Real, effective and saved.
+    pub uid: u32,
+    /// What this process may use, made effective again after the change of user.
+    pub keep_effective: Option<u64>,
+}
+
+/// Capability sets as bit masks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named after the sets")]
+pub struct Capabilities {
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub ambient: u64,
+}
+
+/// C strings and the array of pointers to them that execve wants.
+#[derive(Debug, Default)]
+pub struct Strings {
+    pointers: Vec<*const c_char>,
+    // Heap blocks that the pointers name: moving this struct does not move them.
+    strings: Vec<CString>,
+}
+
+impl Strings {
+    /// Takes the strings.
+    pub fn new(strings: Vec<CString>) -> Strings {
+        Strings { pointers: crate::spawn::pointers(&strings), strings }
+    }
+
+    /// The strings.
+    pub fn as_slice(&self) -> &[CString] {
+        &self.strings
+    }
+
+    pub(super) fn pointers(&self) -> *const *const c_char {
+        self.pointers.as_ptr()
+    }
+}
+
+/// See [`Op::Exec`].
+#[derive(Debug)]
+pub struct Exec {
+    /// An open program; none: the candidates are tried.
+    pub file: Option<Shared>,
+    /// Paths to try in turn, as PATH says.
+    pub candidates: Vec<CString>,
+    /// Arguments.
+    pub argv: Strings,
+    /// Environment.
+    pub env: Strings,
+}
+
+/// Parts of [`Op::Mount`].
+pub(super) mod part {
+    pub(in super::super) const TARGET: u32 = 0;
+    pub(in super::super) const OPEN: u32 = 1;
+    pub(in super::super) const ATTRIBUTES: u32 = 2;
+    pub(in super::super) const ATTACH: u32 = 3;
+    pub(in super::super) const VERIFY: u32 = 4;
+    pub(in super::super) const ON_PROC: u32 = 5;
+    /// This and above: parameter.
+    pub(in super::super) const PARAMETER: u32 = 16;
+}
+
+impl Op {
+    /// What was attempted and on what, for a failure in `part`.
+    pub fn describe(&self, part: u32) -> (&'static str, String) {
+        let index = usize::try_from(part).unwrap_or(usize::MAX);
+        let text = |string: &CString| string.to_string_lossy().into_owned();
+        match self {
+            Op::Undumpable => ("protect from ptrace", String::new()),
+            Op::JoinTasks(_) => ("join cgroup", String::new()),
+            Op::SetNamespaces { what, .. } => ("join namespace", (*what).to_owned()),
+            Op::Unshare(_) => ("create namespace", String::new()),
+            Op::Sync | Op::Gate => ("wait for the shim", String::new()),
+            Op::BecomeRoot => ("become root of the user namespace", String::new()),
+            Op::Session => ("create session", String::new()),
+            Op::Propagation(_) => ("detach mount propagation from the host", "/".to_owned()),
+            Op::AttachRoot(_) => ("attach root filesystem", "/".to_owned()),
+            Op::LegacyRoot { target, .. } => ("mount root filesystem", text(target)),
+            Op::UseRoot => ("open root filesystem", "/".to_owned()),
+            Op::Mount(mount) => mount.describe(part),
+            Op::Remount { path, .. } => ("change attributes of mount", text(path)),
+            Op::Devices(devices) => ("create device", devices.get(index).map(|d| text(&d.path)).unwrap_or_default()),
+            Op::Links(links) => ("create link", links.get(index).map(|l| text(&l.0)).unwrap_or_default()),
+            Op::Mask { paths, .. } => ("mask path", paths.get(index).map(text).unwrap_or_default()),
+            Op::ReadOnly(paths) => ("make path read-only", paths.get(index).map(text).unwrap_or_default()),
+            Op::RootAttributes { .. } => ("set attributes of root filesystem", "/".to_owned()),
+            Op::EnterRoot { pivot: true } => ("pivot to root filesystem", "/".to_owned()),
+            Op::EnterRoot { pivot: false } => ("change root", "/".to_owned()),
+            Op::Terminal(_) => ("create terminal", if part == 0 { "/dev/ptmx" } else { "/dev/console" }.to_owned()),
+            Op::Streams(_) => ("set standard streams", String::new()),
+            Op::OwnStreams { .. } => ("own standard streams", String::new()),
+            Op::Hostname(name) => ("set hostname", text(name)),
+            Op::Domainname(name) => ("set domain name", text(name)),
+            Op::WriteProc { path, what, .. } => (what, text(path)),
+            Op::Rlimit { name, .. } => ("set resource limit", name.clone()),
+            Op::Personality(_) => ("set personality", String::new()),
+            Op::Scheduler(_) => ("set scheduler", String::new()),
+            Op::IoPriority(_) => ("set I/O priority", String::new()),
+            Op::WorkingDirectory { path, .. } => ("change to working directory", text(path)),
+            Op::Identity(identity) => match part {
+                0 => ("keep capabilities", String::new()),
+                1 => ("drop bounding capabilities", String::new()),
+                2 => ("set supplementary groups", format!("{:?}", identity.groups)),
+                3 => ("set group", identity.gid.to_string()),
+                4 => ("set user", identity.uid.to_string()),
+                _ => ("keep effective capabilities", String::new()),
+            },
+            Op::Capabilities(_) if part == 0 => ("set capabilities", String::new()),
+            Op::Capabilities(_) => ("raise ambient capability", String::new()),
+            Op::Umask(_) => ("set umask", String::new()),
+            Op::NoNewPrivileges => ("set no_new_privs", String::new()),
+            Op::CloseOnExec => ("close descriptors", String::new()),
+            Op::Signals { .. } => ("reset signals", String::new()),
+            Op::Seccomp { .. } => ("load seccomp filter", String::new()),
+            Op::Exec(exec) => ("exec", exec.argv.as_slice().first().map(text).unwrap_or_default()),
+        }
+    }
+}
+
+impl Mount {
+    fn describe(&self, part: u32) -> (&'static str, String) {
+        let target = self.target.to_string_lossy().into_owned();
+        match part {
+            part::TARGET => ("open mount target", target),
+            part::OPEN => ("create filesystem for", target),
+            part::ATTRIBUTES => ("set attributes of mount", target),
+            part::VERIFY => ("verify mount, whose target moved away,", target),
+            part::ON_PROC => ("mount onto procfs at", target),
+            part::ATTACH => ("mount", target),
+            parameter => {
+                let index = usize::try_from(parameter - part::PARAMETER).unwrap_or(usize::MAX);
+                let MountSource::New { parameters, .. } = &self.source else {
+                    return ("mount", target);
+                };
+                let name = match parameters.get(index) {
+                    Some(Parameter::Flag(name) | Parameter::Value(name, _)) => name.to_string_lossy().into_owned(),
+                    None => String::new(),
+                };
+                ("set filesystem option", format!("{name} of {target}"))
+            }
+        }
+    }
+}
