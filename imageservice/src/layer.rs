@@ -15,7 +15,10 @@ use std::{
 };
 
 use keelson_api::Digest;
-use rustix::fs::Mode;
+use rustix::{
+    fs::{AtFlags, Mode},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 pub use crate::unpack::UnpackError;
@@ -117,7 +120,11 @@ pub(crate) struct LayerRecord {
     pub(crate) blob: Digest,
     pub(crate) usage: FsUsage,
     /// Directories that the archive used but never described: they must not hide the attributes of the same directory below.
-    pub(crate) implied: Vec<PathBuf>,
+    pub(crate) implied: Vec<String>,
+    /// Mode, uid and gid of the root, where the archive says so.
+    pub(crate) root: Option<(u32, u32, u32)>,
+    /// Nothing of the layers below shows.
+    pub(crate) opaque_root: bool,
 }
 
 /// Version of `layer.json` that this build writes.
@@ -244,9 +251,9 @@ impl Layers {
             }
             None => None,
         };
-        let request = unpack::Request { descriptor, diff_id, limits: &self.0.limits, job, root: &temp.fs, blob };
-        let Unpacked { usage, implied, blob } = unpack::run(request, reader)?;
-        let record = LayerRecord { version: VERSION, diff_id: *diff_id, blob: descriptor.digest, usage, implied };
+        let request = unpack::Request { descriptor, diff_id, limits: &self.0.limits, job, root: &temp.fs, aside: &temp.aside, blob };
+        let Unpacked { usage, implied, root, opaque_root, blob } = unpack::run(request, reader)?;
+        let record = LayerRecord { version: VERSION, diff_id: *diff_id, blob: descriptor.digest, usage, implied, root, opaque_root };
         let bytes = serde_json::to_vec(&record)
             .map_err(|source| UnpackError::io("encode record of", "layer.json", source.into()))?;
         disk::replace_file(&temp.dir, &temp.dir, "layer.json", (&bytes, Durability::Cached))
@@ -333,6 +340,7 @@ struct Temp {
     name: Option<String>,
     dir: OwnedFd,
     fs: OwnedFd,
+    aside: OwnedFd,
 }
 
 impl Temp {
@@ -341,10 +349,11 @@ impl Temp {
         let made = (|| {
             let dir = disk::ensure_dir(&inner.tmp, &name, Mode::RWXU)?;
             let fs = disk::ensure_dir(&dir, "fs", Mode::from_raw_mode(0o755))?;
-            Ok((dir, fs))
+            let aside = disk::ensure_dir(&dir, "aside", Mode::RWXU)?;
+            Ok((dir, fs, aside))
         })();
-        let (dir, fs) = made.map_err(|source| UnpackError::io("make folder", &format!("layers/tmp/{name}"), source))?;
-        Ok(Self { inner, name: Some(name), dir, fs })
+        let (dir, fs, aside) = made.map_err(|source| UnpackError::io("make folder", &format!("layers/tmp/{name}"), source))?;
+        Ok(Self { inner, name: Some(name), dir, fs, aside })
     }
 
     fn publish(mut self, record: LayerRecord) -> Result<LayerHold, UnpackError> {
@@ -354,11 +363,16 @@ impl Temp {
             // Another blob with the same content was faster.
             return Ok(hold);
         }
+        let cleared = match rustix::fs::unlinkat(&self.dir, "aside", AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => self.inner.trash.take(&self.dir, "aside"),
+            done => done.map_err(io::Error::from),
+        };
+        cleared.map_err(|source| UnpackError::io("put away", "replaced folders", source))?;
         let mut present = layers.present();
         if let Some(name) = &self.name {
             match rustix::fs::renameat(&self.inner.tmp, &**name, &self.inner.dir, id.hex()) {
                 Ok(()) => self.name = None,
-                Err(rustix::io::Errno::EXIST | rustix::io::Errno::NOTEMPTY) if present.contains_key(&id) => {}
+                Err(Errno::EXIST | Errno::NOTEMPTY) if present.contains_key(&id) => {}
                 Err(errno) => {
                     return Err(UnpackError::io("publish", &format!("layers/{}", id.hex()), errno.into()));
                 }

@@ -2,14 +2,26 @@
 //! Two threads per layer: the caller's extracts, a scoped one reads, hashes and inflates, with a bounded channel between.
 //! Owns nothing but its buffers. Must never write outside the folder it was given, whatever the archive says.
 
+mod archive;
+mod extract;
+mod path;
+mod pax;
+mod sparse;
+mod stream;
+mod tree;
+
 use std::{
     io::{self, Read},
     os::fd::OwnedFd,
-    path::PathBuf,
+    sync::mpsc::{channel, sync_channel},
 };
 
 use keelson_api::Digest;
 
+use self::{
+    archive::Archive,
+    stream::{Chunks, Produced, Stopped},
+};
 use crate::{
     config::Limits,
     content::BlobWriter,
@@ -127,8 +139,9 @@ pub(crate) struct Request<'a> {
     pub(crate) diff_id: &'a Digest,
     pub(crate) limits: &'a Limits,
     pub(crate) job: &'a Job,
-    /// An empty folder.
+    /// An empty folder, and the one around it where replaced folders are put.
     pub(crate) root: &'a OwnedFd,
+    pub(crate) aside: &'a OwnedFd,
     /// Where a copy of the compressed bytes goes, if they are kept.
     pub(crate) blob: Option<BlobWriter>,
 }
@@ -136,12 +149,48 @@ pub(crate) struct Request<'a> {
 /// A layer that was unpacked and verified.
 pub(crate) struct Unpacked {
     pub(crate) usage: FsUsage,
-    pub(crate) implied: Vec<PathBuf>,
+    pub(crate) implied: Vec<String>,
+    /// Mode, uid and gid of the root, where the archive says so.
+    pub(crate) root: Option<(u32, u32, u32)>,
+    pub(crate) opaque_root: bool,
     pub(crate) blob: Option<BlobWriter>,
 }
 
-/// Unpacks and verifies.
-pub(crate) fn run(request: Request<'_>, _reader: impl Read + Send) -> Result<Unpacked, UnpackError> {
-    drop(request.blob);
-    Err(UnpackError::Cancelled)
+/// Unpacks and verifies. Of two errors, the reader's is returned: what the extractor then saw follows from it.
+pub(crate) fn run(request: Request<'_>, reader: impl Read + Send) -> Result<Unpacked, UnpackError> {
+    let (root, aside, limits, expected) = (request.root, request.aside, request.limits, *request.diff_id);
+    let (send, receive) = sync_channel(stream::DEPTH);
+    let (give_back, used) = channel();
+    let (produced, extracted) = std::thread::scope(|scope| {
+        let producer = std::thread::Builder::new()
+            .name("keelson-inflate".into())
+            .spawn_scoped(scope, move || stream::produce(request, reader, &send, &used));
+        let mut archive = Archive::new(Chunks::new(receive, give_back), limits);
+        let producer = match producer {
+            Ok(producer) => producer,
+            Err(source) => return (Ok(Err(Stopped::By(UnpackError::io("start thread for", "layer", source)))), None),
+        };
+        let extracted = extract::extract(&mut archive, (root, aside), limits);
+        let mut chunks = archive.into_input();
+        if extracted.is_ok() {
+            chunks.drain();
+        }
+        drop(chunks);
+        (producer.join(), Some(extracted))
+    });
+    let produced = match produced {
+        Ok(produced) => produced,
+        Err(panic) => std::panic::resume_unwind(panic),
+    };
+    let Produced { diff_id, blob } = match produced {
+        Ok(produced) => produced,
+        Err(Stopped::By(error)) => return Err(error),
+        Err(Stopped::ByExtractor) => return Err(extracted.and_then(Result::err).unwrap_or(UnpackError::Cancelled)),
+    };
+    let Some(extracted) = extracted else { return Err(UnpackError::Cancelled) };
+    let tree::Finished { usage, implied, root, opaque_root } = extracted?;
+    if diff_id != expected {
+        return Err(UnpackError::DiffId { expected, found: diff_id });
+    }
+    Ok(Unpacked { usage, implied, root, opaque_root, blob })
 }
