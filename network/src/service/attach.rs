@@ -1,0 +1,375 @@
+//! Attach: lease addresses, record, make the veth pair, configure the pod's end, publish ports; undone when a step fails.
+//! Runs on the caller's thread. A sandbox that is attached already keeps what it has; one whose attach was cut short by a crash
+//! gets what its record says.
+//! Owns nothing beyond the call. Must never make what is not recorded yet.
+
+use std::{net::IpAddr, sync::Arc};
+
+use keelson_api::SandboxId;
+use rustix::io::Errno;
+
+use super::{Network, SetupError, elements, setup::Ready};
+use crate::{
+    address::{IpNet, Mac},
+    attachment::{Attachment, INTERFACE},
+    conntrack, fault,
+    file::FileError,
+    firewall::PortChange,
+    ipam::{self, Exhausted},
+    netlink::{
+        Batch, NetlinkError,
+        address::{self, Assigned},
+        diag,
+        link::{self, Veth},
+        route,
+    },
+    netns::{Netns, NetnsError},
+    port::{self, PortError, PortMapping, Protocol},
+};
+
+/// What a sandbox wants of the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Who asks.
+    pub sandbox: SandboxId,
+    /// What it publishes on the host.
+    pub ports: Vec<PortMapping>,
+}
+
+/// Why a sandbox was not attached. Nothing is left of the attempt, or a record by which `detach` finishes the undoing.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no network to attach to.
+    #[error("attach sandbox to network `{bridge}`: set it up")]
+    Setup {
+        /// The bridge.
+        bridge: String,
+        /// Why.
+        #[source]
+        source: SetupError,
+    },
+    /// No address is left.
+    #[error("attach sandbox to network `{bridge}`")]
+    Exhausted {
+        /// The bridge.
+        bridge: String,
+        /// Of which network.
+        #[source]
+        source: Exhausted,
+    },
+    /// A host port cannot be had.
+    #[error("attach sandbox to network `{bridge}`")]
+    Port {
+        /// The bridge.
+        bridge: String,
+        /// Which, and why.
+        #[source]
+        source: PortError,
+    },
+    /// A lease or the record could not be written.
+    #[error("attach sandbox to network `{bridge}`: record it")]
+    Record {
+        /// The bridge.
+        bridge: String,
+        /// Why.
+        #[source]
+        source: FileError,
+    },
+    /// The kernel refused a step.
+    #[error("attach sandbox to network `{bridge}`")]
+    Netlink {
+        /// The bridge.
+        bridge: String,
+        /// Which step, and why.
+        #[source]
+        source: NetlinkError,
+    },
+    /// Every name the host's end could have is taken.
+    #[error("attach sandbox to network `{bridge}`: every interface name made of its id is taken, the last is `{name}`")]
+    Names {
+        /// The bridge.
+        bridge: String,
+        /// The last one tried.
+        name: String,
+    },
+    /// The pod's interface was gone right after it was made.
+    #[error("attach sandbox to network `{bridge}`: its interface vanished while it was set up")]
+    Vanished {
+        /// The bridge.
+        bridge: String,
+    },
+    /// The host's network namespace could not be entered.
+    #[error("attach sandbox to network `{bridge}`: look who listens on the host")]
+    Namespace {
+        /// The bridge.
+        bridge: String,
+        /// Why.
+        #[source]
+        source: NetnsError,
+    },
+    /// A test made it fail.
+    #[cfg(test)]
+    #[error("fail as armed at {point}")]
+    Armed {
+        /// Where.
+        point: &'static str,
+    },
+}
+
+macro_rules! fault_point {
+    ($point:literal) => {
+        if fault::strikes($point) {
+            #[cfg(test)]
+            return Err(AttachError::Armed { point: $point });
+        }
+    };
+}
+
+impl Network {
+    /// Gives the sandbox an interface in `netns`, with addresses, routes, loopback and its host ports. Attached already: says
+    /// what it has.
+    ///
+    /// # Errors
+    /// When any step fails; what was made is undone.
+    pub fn attach(&self, request: &AttachRequest, netns: &Netns) -> Result<Attachment, AttachError> {
+        let sandbox = &request.sandbox;
+        let _turn = self.turn(sandbox);
+        let ready = self.ready().map_err(|source| self.setup_failed(source))?;
+        let known = self.attachment(sandbox);
+        if let Some(known) = &known {
+            if known.ports == published(&request.ports) && self.is_intact(known, &ready, netns) {
+                return Ok(known.clone());
+            }
+            tracing::info!(%sandbox, "attachment was begun before: made again");
+            self.unmake(known);
+        }
+        let made = self.plan(request, &ready, known).and_then(|planned| self.make(planned, ready, netns));
+        if made.is_err() {
+            self.give_up(sandbox);
+        }
+        made
+    }
+
+    /// Leases and records; touches no interface.
+    fn plan(
+        &self,
+        request: &AttachRequest,
+        ready: &Ready,
+        known: Option<Attachment>,
+    ) -> Result<Attachment, AttachError> {
+        let sandbox = &request.sandbox;
+        let addresses = match known {
+            Some(known) if known.fits(&ready.gateways) => known.addresses,
+            Some(_) | None => self.lease(sandbox, &ready.gateways)?,
+        };
+        let port_failed = |source| AttachError::Port { bridge: self.bridge_name(), source };
+        let ports = port::check(&request.ports, &addresses).map_err(port_failed)?;
+        self.state().book.claim(sandbox, &ports).map_err(port_failed)?;
+        self.check_listeners(&ports)?;
+        let first = addresses.first().copied().unwrap_or(IpAddr::from([0; 4]));
+        let attachment = Attachment {
+            version: Attachment::VERSION,
+            sandbox: sandbox.clone(),
+            interface: INTERFACE.to_owned(),
+            host_interface: Attachment::host_names(sandbox).next().unwrap_or_default(),
+            mac: Mac::for_address(first),
+            mtu: ready.mtu,
+            addresses,
+            prefixes: ready.gateways.iter().map(|(_, net)| net.prefix()).collect(),
+            gateways: ready.gateways.iter().map(|(gateway, _)| *gateway).collect(),
+            ports,
+        };
+        self.record(&attachment)?;
+        fault_point!("recorded");
+        Ok(attachment)
+    }
+
+    fn lease(&self, sandbox: &SandboxId, gateways: &[(IpAddr, IpNet)]) -> Result<Vec<IpAddr>, AttachError> {
+        let record_failed = |source| AttachError::Record { bridge: self.bridge_name(), source };
+        let dir = self.lease_dir();
+        let mut addresses = Vec::with_capacity(gateways.len());
+        for (gateway, net) in gateways {
+            loop {
+                let reserved = self.state().ipam.reserve(*net, *gateway, sandbox);
+                let address =
+                    reserved.map_err(|source| AttachError::Exhausted { bridge: self.bridge_name(), source })?;
+                fault_point!("reserved");
+                // A file that is there without being known was put there by somebody; that address stays reserved.
+                if ipam::write(&dir, address, sandbox).map_err(record_failed)? {
+                    addresses.push(address);
+                    break;
+                }
+                tracing::warn!(%address, "an unknown lease file holds this address: taking another");
+            }
+        }
+        fault_point!("leased");
+        Ok(addresses)
+    }
+
+    fn record(&self, attachment: &Attachment) -> Result<(), AttachError> {
+        let mut state = self.state();
+        state.published.insert(attachment.sandbox.clone(), elements(&attachment.ports, attachment));
+        state.attachments.insert(attachment.sandbox.clone(), attachment.clone());
+        drop(state);
+        self.records.put(attachment).map_err(|source| AttachError::Record { bridge: self.bridge_name(), source })
+    }
+
+    fn make(&self, planned: Attachment, ready: Arc<Ready>, netns: &Netns) -> Result<Attachment, AttachError> {
+        let (attachment, ready) = self.make_veth(planned, ready, netns)?;
+        fault_point!("veth");
+        self.configure(&attachment, netns)?;
+        fault_point!("configured");
+        if !attachment.ports.is_empty() {
+            let elements = elements(&attachment.ports, &attachment);
+            let published = self.publish(&ready, PortChange::Add(&elements));
+            published.map_err(|source| self.setup_failed(source))?;
+            self.forget_flows(&attachment);
+            fault_point!("published");
+        }
+        Ok(attachment)
+    }
+
+    /// The pair; another name when the first is taken, the bridge again when it is gone.
+    fn make_veth(
+        &self,
+        mut attachment: Attachment,
+        mut ready: Arc<Ready>,
+        netns: &Netns,
+    ) -> Result<(Attachment, Arc<Ready>), AttachError> {
+        let mut names = Attachment::host_names(&attachment.sandbox).skip(1);
+        let mut mended = false;
+        loop {
+            let mut batch = Batch::new();
+            let name = attachment.host_interface.as_str();
+            let veth = Veth {
+                name,
+                master: ready.bridge,
+                peer: &attachment.interface,
+                peer_mac: attachment.mac,
+                netns: std::os::fd::AsFd::as_fd(netns),
+                mtu: ready.mtu,
+            };
+            link::create_veth(&mut batch, &veth);
+            link::ready_port(&mut batch, name, ready.ipv6);
+            link::set_up(&mut batch, name, 0);
+            let error = match self.home.with(|socket| socket.execute(batch)) {
+                Ok(()) => return Ok((attachment, ready)),
+                Err(error) => error,
+            };
+            match error.errno() {
+                Some(Errno::EXIST) => match names.next() {
+                    Some(name) => {
+                        tracing::warn!(taken = attachment.host_interface, "interface name is taken: trying another");
+                        attachment.host_interface = name;
+                        self.record(&attachment)?;
+                    }
+                    None => {
+                        let name = attachment.host_interface;
+                        return Err(AttachError::Names { bridge: self.bridge_name(), name });
+                    }
+                },
+                // The bridge may be gone: look, and try once more.
+                Some(_) if !mended => {
+                    mended = true;
+                    self.unlink(&attachment).map_err(|source| self.netlink_failed(source))?;
+                    ready = self.set_up().map_err(|source| self.setup_failed(source))?;
+                }
+                Some(_) | None => return Err(self.netlink_failed(error)),
+            }
+        }
+    }
+
+    /// The pod's end, through the socket that is bound to its namespace.
+    fn configure(&self, attachment: &Attachment, netns: &Netns) -> Result<(), AttachError> {
+        let gone = || AttachError::Vanished { bridge: self.bridge_name() };
+        let configured = netns.with(|socket| {
+            let Some(found) = link::get(socket, &attachment.interface, false)? else { return Ok(false) };
+            let index = found.index;
+            let mut batch = Batch::new();
+            link::set_up(&mut batch, "lo", 0);
+            link::set_up(&mut batch, &attachment.interface, index);
+            for (address, prefix) in attachment.addresses.iter().zip(&attachment.prefixes) {
+                address::add(&mut batch, Assigned { index, address: *address, prefix: *prefix });
+            }
+            for gateway in &attachment.gateways {
+                route::add_default(&mut batch, index, *gateway);
+            }
+            socket.execute(batch).map(|()| true)
+        });
+        match configured {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(gone()),
+            Err(source) => Err(self.netlink_failed(source)),
+        }
+    }
+
+    /// Whether all that the record says is there.
+    fn is_intact(&self, known: &Attachment, ready: &Ready, netns: &Netns) -> bool {
+        let host = self.home.with(|socket| link::get(socket, &known.host_interface, false));
+        let port = matches!(host, Ok(Some(link)) if link.master == Some(ready.bridge) && link.up);
+        let addresses = || netns.with(address::list).unwrap_or_default();
+        let has = |there: &[Assigned], wanted: &IpAddr| there.iter().any(|assigned| assigned.address == *wanted);
+        port && known.fits(&ready.gateways) && {
+            let there = addresses();
+            known.addresses.iter().all(|wanted| has(&there, wanted))
+        }
+    }
+
+    fn check_listeners(&self, ports: &[PortMapping]) -> Result<(), AttachError> {
+        let mut checked: Vec<Protocol> = Vec::new();
+        for mapping in ports {
+            // The kernel lists no SCTP sockets this way.
+            if mapping.protocol == Protocol::Sctp || checked.contains(&mapping.protocol) {
+                continue;
+            }
+            checked.push(mapping.protocol);
+            let listeners = self.home.inside(|| diag::listeners(mapping.protocol.number()));
+            let listeners =
+                listeners.map_err(|source| AttachError::Namespace { bridge: self.bridge_name(), source })?;
+            let listeners = listeners.map_err(|source| self.netlink_failed(source))?;
+            for port in ports.iter().filter(|port| port.protocol == mapping.protocol) {
+                let refused = port::check_listeners(port, &listeners);
+                refused.map_err(|source| AttachError::Port { bridge: self.bridge_name(), source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets UDP senders reach who has the port now.
+    pub(super) fn forget_flows(&self, attachment: &Attachment) {
+        let udp = attachment.ports.iter().filter(|port| port.protocol == Protocol::Udp).map(|port| port.host_port);
+        let udp: Vec<u16> = udp.collect();
+        if udp.is_empty() {
+            return;
+        }
+        match self.home.inside(|| conntrack::forget_udp(&udp)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(sandbox = %attachment.sandbox, %error, "old UDP flows may go astray"),
+            Err(error) => tracing::warn!(sandbox = %attachment.sandbox, %error, "old UDP flows may go astray"),
+        }
+    }
+
+    pub(super) fn bridge_name(&self) -> String {
+        self.config.bridge.clone()
+    }
+
+    fn setup_failed(&self, source: SetupError) -> AttachError {
+        AttachError::Setup { bridge: self.bridge_name(), source }
+    }
+
+    fn netlink_failed(&self, source: NetlinkError) -> AttachError {
+        AttachError::Netlink { bridge: self.bridge_name(), source }
+    }
+}
+
+fn published(ports: &[PortMapping]) -> Vec<PortMapping> {
+    ports.iter().filter(|port| port.host_port != 0).copied().collect()
+}
+
+impl Attachment {
+    /// Whether it has an address in each of these networks, and no other.
+    fn fits(&self, gateways: &[(IpAddr, IpNet)]) -> bool {
+        self.addresses.len() == gateways.len()
+            && self.addresses.iter().zip(gateways).all(|(address, (_, net))| net.contains(*address))
+    }
+}
