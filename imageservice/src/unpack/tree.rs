@@ -189,7 +189,7 @@ impl<'a> Tree<'a> {
                         }
                         todo.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
                     }
-                    Err(Errno::INVAL) if self.whiteouts.contains(&join(&parent.path, &name)) => {
+                    Err(Errno::INVAL) if self.is_own_whiteout(&parent, &name) => {
                         trail.push(self.make(&parent, &name)?);
                     }
                     Err(Errno::INVAL) => {
@@ -204,6 +204,14 @@ impl<'a> Tree<'a> {
             }
         }
         trail.pop().ok_or_else(|| failed(Errno::NOENT))
+    }
+
+    /// A whiteout of this layer that nothing has replaced.
+    fn is_own_whiteout(&self, parent: &Directory, name: &[u8]) -> bool {
+        let device = |stat: rustix::fs::Stat| (FileType::from_raw_mode(stat.st_mode), stat.st_rdev);
+        self.whiteouts.contains(&join(&parent.path, name))
+            && rustix::fs::statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| device(stat) == (FileType::CharacterDevice, 0))
     }
 
     fn make(&mut self, parent: &Rc<Directory>, name: &[u8]) -> Result<Rc<Directory>, UnpackError> {
