@@ -62,6 +62,7 @@ pub struct Images {
     pub platform: Option<Platform>,
     pub max_concurrent_downloads: usize,
     pub max_layer_bytes: u64,
+    pub max_image_bytes: u64,
     pub max_layer_entries: u64,
     pub max_layer_ratio: u64,
 }

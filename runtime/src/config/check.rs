@@ -104,7 +104,7 @@ fn log(raw: &RawLog) -> Result<Log, Bad> {
 }
 
 fn images(raw: RawImages) -> Result<Images, Bad> {
-    let downloads = at_least_one("images.max_concurrent_downloads", raw.max_concurrent_downloads, 6)?;
+    let downloads = at_least_one("images.max_concurrent_downloads", raw.max_concurrent_downloads, 4)?;
     Ok(Images {
         hosts_dir: path("images.hosts_dir", None, raw.hosts_dir, DEFAULT_HOSTS_DIR)?,
         platform: match raw.platform.as_deref() {
@@ -115,9 +115,10 @@ fn images(raw: RawImages) -> Result<Images, Bad> {
             .ok()
             .filter(|count| *count <= 64)
             .ok_or_else(|| bad("images.max_concurrent_downloads", downloads, "want 1 to 64"))?,
-        max_layer_bytes: at_least_one("images.max_layer_bytes", raw.max_layer_bytes, 64 << 30)?,
-        max_layer_entries: at_least_one("images.max_layer_entries", raw.max_layer_entries, 4_000_000)?,
-        max_layer_ratio: at_least_one("images.max_layer_ratio", raw.max_layer_ratio, 1000)?,
+        max_layer_bytes: at_least_one("images.max_layer_bytes", raw.max_layer_bytes, 128 << 30)?,
+        max_image_bytes: at_least_one("images.max_image_bytes", raw.max_image_bytes, 256 << 30)?,
+        max_layer_entries: at_least_one("images.max_layer_entries", raw.max_layer_entries, 2_000_000)?,
+        max_layer_ratio: at_least_one("images.max_layer_ratio", raw.max_layer_ratio, 200)?,
     })
 }
 
@@ -152,15 +153,17 @@ fn network(raw: RawNetwork, root: &Path) -> Result<Network, Bad> {
     };
     let v4_parts = |address: Ipv4Addr| (u128::from(u32::from(address)), 32);
     let v6_parts = |address: Ipv6Addr| (u128::from(address), 128);
-    let ipv4 = subnet("network.ipv4", raw.ipv4, 8..=30, v4_parts)?;
-    if ipv4 == Subnet::Off {
-        return Err(bad("network.ipv4", "off", "pods need IPv4; to attach no pod at all set network.enabled = false"));
+    let ipv4 = subnet("network.ipv4", raw.ipv4.as_deref(), 8..=30, v4_parts)?;
+    let ipv6 = subnet("network.ipv6", raw.ipv6.as_deref(), 16..=126, v6_parts)?;
+    if ipv4 == Subnet::Off && ipv6 == Subnet::Off {
+        let want = "a pod needs one family; to attach no pod at all set network.enabled = false";
+        return Err(bad("network.ipv4", "off", want));
     }
     Ok(Network {
         enabled: raw.enabled.unwrap_or(true),
         bridge,
         ipv4,
-        ipv6: subnet("network.ipv6", raw.ipv6, 16..=126, v6_parts)?,
+        ipv6,
         mtu: match raw.mtu {
             None | Some(AutoOr::Auto) => None,
             Some(AutoOr::Number(mtu)) => match u32::try_from(mtu) {
@@ -193,11 +196,11 @@ fn interface(name: String) -> Result<String, Bad> {
 
 fn subnet<A: std::str::FromStr + Copy>(
     key: &'static str,
-    value: Option<String>,
+    value: Option<&str>,
     prefixes: std::ops::RangeInclusive<u8>,
     parts: fn(A) -> (u128, u32),
 ) -> Result<Subnet<A>, Bad> {
-    let value = match value.as_deref() {
+    let value = match value {
         None | Some("auto") => return Ok(Subnet::Auto),
         Some("off") => return Ok(Subnet::Off),
         Some(value) => value,

@@ -32,6 +32,7 @@ pub(super) struct RawImages {
     pub(super) platform: Option<String>,
     pub(super) max_concurrent_downloads: Option<u64>,
     pub(super) max_layer_bytes: Option<u64>,
+    pub(super) max_image_bytes: Option<u64>,
     pub(super) max_layer_entries: Option<u64>,
     pub(super) max_layer_ratio: Option<u64>,
 }

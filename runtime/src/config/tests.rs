@@ -59,7 +59,7 @@ fn values_that_make_no_sense_are_refused_with_what_would() {
         ("[network]\nbridge = \"way-too-long-a-name\"", "config.toml:2: `network.bridge`"),
         ("[network]\nbridge = \"a/b\"", "config.toml:2: `network.bridge`"),
         ("[network]\nipv4 = \"10.0.0.1/16\"", "config.toml:2: `network.ipv4` is `10.0.0.1/16`: has host bits"),
-        ("[network]\nipv4 = \"off\"", "config.toml:2: `network.ipv4` is `off`"),
+        ("[network]\nipv4 = \"off\"\nipv6 = \"off\"", "config.toml:2: `network.ipv4` is `off`"),
         ("[network]\nipv4 = \"fd00::/64\"", "config.toml:2: `network.ipv4` is `fd00::/64`: want auto"),
         ("[network]\nipv6 = \"fd00::/129\"", "config.toml:2: `network.ipv6`"),
         ("[network]\nmtu = 100", "config.toml:2: `network.mtu` is `100`"),

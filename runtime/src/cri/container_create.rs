@@ -7,7 +7,7 @@ use keelson_cri::v1;
 use super::{
     Cri, container_spec, id,
     rpc::{Call, about_container, about_sandbox},
-    status::{Failure, unsupported},
+    status::{Failure, READ_ONLY_TREE, unsupported},
 };
 use crate::container::spec::{Access, Seccomp};
 
@@ -19,9 +19,8 @@ pub(super) async fn handle(
     let mut spec = container_spec::decode(call.message.config)?;
     let sandbox = id::sandbox(&cri.engine, &call.message.pod_sandbox_id)?;
     if !cri.about.recursive_read_only && spec.volumes.iter().any(|it| it.access == Access::RecursiveReadOnly) {
-        // kubelet knows the word and tells the pod's owner.
-        let reason = "recursive_read_only needs Linux 5.12 or newer: use a newer kernel, or plain readonly";
-        return Err(unsupported("RROUnsupported: config.mounts", reason));
+        let reason = "needs Linux 5.12 or newer: use a newer kernel, or plain readonly";
+        return Err(unsupported(READ_ONLY_TREE, reason));
     }
     if spec.security.seccomp == Seccomp::RuntimeDefault {
         spec.security.seccomp = cri.about.default_seccomp.clone();

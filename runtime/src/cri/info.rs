@@ -76,14 +76,14 @@ pub(super) fn of_sandbox(view: &SandboxView) -> Info {
 pub(super) async fn of_container(view: &ContainerView) -> Info {
     let bundle = view.run_dir.join("config.json");
     let spec = super::blocking("read the bundle", move || read_json(&bundle)).await;
-    container(view, spec.ok().flatten().unwrap_or(Value::Null))
+    container(view, &spec.ok().flatten().unwrap_or(Value::Null))
 }
 
 fn read_json(path: &PathBuf) -> Option<Value> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-fn container(view: &ContainerView, runtime_spec: Value) -> Info {
+fn container(view: &ContainerView, runtime_spec: &Value) -> Info {
     let spec = &view.spec;
     let limits = resource::encode(&view.resources);
     let env: Vec<Value> = spec

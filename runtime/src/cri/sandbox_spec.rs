@@ -36,7 +36,7 @@ pub(super) fn decode(config: Option<v1::PodSandboxConfig>, handler: String) -> R
         log_directory: absolute("config.log_directory", config.log_directory)?,
         // An empty configuration is as good as none: the host's file is copied.
         dns: Some(dns).filter(|dns| *dns != Dns::default()),
-        port_mappings: config.port_mappings.into_iter().map(port_mapping).collect::<Result<_, _>>()?,
+        port_mappings: config.port_mappings.iter().map(port_mapping).collect::<Result<_, _>>()?,
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         cgroup_parent: linux.cgroup_parent,
@@ -88,7 +88,7 @@ pub(super) fn absolute(field: &str, path: String) -> Result<Option<PathBuf>, Fai
     Ok(Some(path.into()))
 }
 
-fn port_mapping(mapping: v1::PortMapping) -> Result<PortMapping, Failure> {
+fn port_mapping(mapping: &v1::PortMapping) -> Result<PortMapping, Failure> {
     const FIELD: &str = "config.port_mappings";
     let port = |name: &str, port: i32| {
         u16::try_from(port).map_err(|_| invalid(FIELD, format!("{name} {port}: want 0 to 65535")))

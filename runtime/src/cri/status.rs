@@ -21,11 +21,17 @@ pub(super) enum Failure {
     #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(transparent)]
-    Pull(#[from] PullError),
+    Pull(Box<PullError>),
     #[error(transparent)]
     RemoveImage(#[from] RemoveError),
     #[error("{act}")]
     Host { act: &'static str, source: std::io::Error },
+}
+
+impl From<PullError> for Failure {
+    fn from(error: PullError) -> Self {
+        Self::Pull(Box::new(error))
+    }
 }
 
 pub(super) fn invalid(field: &str, reason: impl Into<String>) -> Failure {
@@ -35,6 +41,9 @@ pub(super) fn invalid(field: &str, reason: impl Into<String>) -> Failure {
 pub(super) fn unsupported(field: &str, reason: impl Into<String>) -> Failure {
     Failure::Unsupported { field: field.to_owned(), reason: reason.into() }
 }
+
+/// The field whose lack of support kubelet has a word for.
+pub(super) const READ_ONLY_TREE: &str = "config.mounts.recursive_read_only";
 
 /// Longest message sent, bytes: it travels in a header block, which clients bound.
 const MESSAGE_MAX: usize = 6 * 1024;
@@ -82,11 +91,98 @@ fn of_kind(kind: ErrorKind) -> Code {
 
 fn of_pull(error: &PullError) -> Code {
     match error {
+        PullError::InvalidReference { .. } | PullError::InvalidCredentials { .. } => Code::InvalidArgument,
+        PullError::RegistryUnavailable { .. } => Code::Unavailable,
         PullError::NotFound { .. } => Code::NotFound,
+        PullError::Unauthorized { .. } => Code::PermissionDenied,
+        // Something has to be put right first: a file of this node, or the image itself.
+        PullError::Hosts { .. }
+        | PullError::BadAnswer { .. }
+        | PullError::InvalidManifest { .. }
+        | PullError::Unpack { .. } => Code::FailedPrecondition,
+        PullError::NoSpace { .. } => Code::ResourceExhausted,
+        PullError::Commit { .. } => Code::Internal,
+        PullError::DeadlineExceeded { .. } => Code::DeadlineExceeded,
+        PullError::Interrupted { .. } => Code::Aborted,
     }
 }
 
 /// The word at the beginning of a message by which kubelet knows a failure it explains to the pod's owner.
-fn prefix(_: &Failure) -> Option<&'static str> {
-    None
+fn prefix(failure: &Failure) -> Option<&'static str> {
+    match failure {
+        Failure::Pull(error) if matches!(**error, PullError::RegistryUnavailable { .. }) => Some("RegistryUnavailable"),
+        Failure::Unsupported { field, .. } if field.starts_with(READ_ONLY_TREE) => Some("RROUnsupported"),
+        Failure::Invalid { .. }
+        | Failure::Unsupported { .. }
+        | Failure::Deadline { .. }
+        | Failure::Sandbox(_)
+        | Failure::Container(_)
+        | Failure::Pull(_)
+        | Failure::RemoveImage(_)
+        | Failure::Host { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keelson_api::ContainerId;
+
+    use super::*;
+
+    fn status(failure: impl Into<Failure>) -> (Code, String) {
+        let status = Status::from(failure.into());
+        (status.code(), status.message().to_owned())
+    }
+
+    #[test]
+    fn every_kind_of_the_engine_has_its_code() {
+        for (kind, code) in [
+            (ErrorKind::NotFound, Code::NotFound),
+            (ErrorKind::Invalid, Code::InvalidArgument),
+            (ErrorKind::Exists, Code::AlreadyExists),
+            (ErrorKind::State, Code::FailedPrecondition),
+            (ErrorKind::Unsupported, Code::FailedPrecondition),
+            (ErrorKind::Exhausted, Code::ResourceExhausted),
+            (ErrorKind::Timeout, Code::DeadlineExceeded),
+            (ErrorKind::Unavailable, Code::Unavailable),
+            (ErrorKind::Internal, Code::Internal),
+        ] {
+            assert_eq!(of_kind(kind), code);
+        }
+    }
+
+    #[test]
+    fn an_exec_that_takes_too_long_is_a_deadline() {
+        let id = ContainerId::from_random([1; 32]);
+        let error = ContainerError::ExecTimeout { id, timeout: std::time::Duration::from_secs(2) };
+        let (code, message) = status(error);
+        assert_eq!(code, Code::DeadlineExceeded);
+        assert!(message.ends_with("timed out after 2s, killed"), "{message}");
+    }
+
+    #[test]
+    fn a_failure_is_told_with_its_whole_chain_once() {
+        let id = ContainerId::from_random([1; 32]);
+        let source = std::sync::Arc::new(std::io::Error::from_raw_os_error(28));
+        let error = ContainerError::Failed { act: "create", id: id.clone(), stage: "write bundle", source };
+        let (code, message) = status(error);
+        assert_eq!(code, Code::ResourceExhausted);
+        let want = format!("create container {id}: write bundle: No space left on device (os error 28)");
+        assert_eq!(message, want);
+    }
+
+    #[test]
+    fn kubelet_finds_the_words_it_explains() {
+        let (code, message) = status(unsupported(READ_ONLY_TREE, "needs Linux 5.12"));
+        assert_eq!(
+            (code, message.as_str()),
+            (Code::FailedPrecondition, "RROUnsupported: config.mounts.recursive_read_only: needs Linux 5.12")
+        );
+    }
+
+    #[test]
+    fn a_message_is_bounded_on_a_character() {
+        let (_, message) = status(invalid("config", "\u{e4}".repeat(MESSAGE_MAX)));
+        assert!(message.len() <= MESSAGE_MAX + 3 && message.ends_with(" .."), "{}", message.len());
+    }
 }

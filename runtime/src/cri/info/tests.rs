@@ -73,7 +73,7 @@ fn the_inside_of_a_container() {
         },
         "runtimeSpec": { "ociVersion": "1.2.0" },
     });
-    assert_eq!(json(&container(&view, json!({ "ociVersion": "1.2.0" })), "info"), want);
+    assert_eq!(json(&container(&view, &json!({ "ociVersion": "1.2.0" })), "info"), want);
 }
 
 #[tokio::test]

@@ -1,0 +1,96 @@
+//! The daemon's configuration, handed on: to each room its own, narrower one, in its own words.
+//! Runs once, on the main thread, before the engine opens. Owns nothing.
+//! Must never let a room see the configuration file.
+
+use std::path::PathBuf;
+
+use keelson_network::{Ipv4Net, Ipv6Net};
+
+use super::CliError;
+use crate::{
+    config::{self, Config},
+    engine::{CgroupDriver, EngineConfig, Rlimit},
+};
+
+const SHIM: &str = "keelson-shim";
+
+pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
+    let containers = &config.containers;
+    Ok(EngineConfig {
+        cgroup_driver: match config.cgroup {
+            config::CgroupDriver::Auto => CgroupDriver::Auto,
+            config::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+            config::CgroupDriver::Systemd => CgroupDriver::Systemd,
+        },
+        rlimits: vec![Rlimit {
+            name: "RLIMIT_NOFILE".to_owned(),
+            soft: containers.nofile.soft,
+            hard: containers.nofile.hard,
+        }],
+        pids_limit: containers.pids_limit.map_or(0, |limit| i64::try_from(limit).unwrap_or(i64::MAX)),
+        log_line_max: u32::try_from(containers.log_line_max).unwrap_or(u32::MAX),
+        ..EngineConfig::new(config.root.clone(), config.state.clone(), shim(config)?)
+    })
+}
+
+/// The shim program: the configured one, or the one beside this program.
+pub(super) fn shim(config: &Config) -> Result<PathBuf, CliError> {
+    let path = match &config.shim {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()
+            .map_err(|source| CliError::Host { act: "find this program's own file", source })?
+            .with_file_name(SHIM),
+    };
+    match std::fs::metadata(&path) {
+        Ok(_) => Ok(path),
+        Err(source) => Err(CliError::NoShim { path, source }),
+    }
+}
+
+pub(super) fn images(config: &Config) -> keelson_imageservice::Config {
+    let images = &config.images;
+    let defaults = keelson_imageservice::Config::default();
+    keelson_imageservice::Config {
+        root: config.root.clone(),
+        hosts_dir: images.hosts_dir.clone(),
+        platform: images.platform.as_ref().map_or(defaults.platform.clone(), |platform| {
+            keelson_imageservice::Platform {
+                os: platform.os.clone(),
+                architecture: platform.architecture.clone(),
+                variant: platform.variant.clone(),
+            }
+        }),
+        limits: keelson_imageservice::Limits {
+            layer_bytes: images.max_layer_bytes,
+            image_bytes: images.max_image_bytes,
+            entries: images.max_layer_entries,
+            ratio: images.max_layer_ratio,
+            ..defaults.limits.clone()
+        },
+        max_concurrent_downloads: images.max_concurrent_downloads,
+        ..defaults
+    }
+}
+
+pub(super) fn network(config: &Config) -> keelson_network::Config {
+    let network = &config.network;
+    keelson_network::Config {
+        dir: config.root.join("network"),
+        bridge: network.bridge.clone(),
+        table: network.bridge.clone(),
+        ipv4: subnet(network.ipv4, Ipv4Net::new),
+        ipv6: subnet(network.ipv6, Ipv6Net::new),
+        mtu: network.mtu,
+    }
+}
+
+fn subnet<A, N>(subnet: config::Subnet<A>, make: impl Fn(A, u8) -> Option<N>) -> keelson_network::Subnet<N> {
+    match subnet {
+        config::Subnet::Auto => keelson_network::Subnet::Auto,
+        config::Subnet::Off => keelson_network::Subnet::Off,
+        // The configuration has refused what makes no network.
+        config::Subnet::Fixed { address, prefix } => {
+            make(address, prefix).map_or(keelson_network::Subnet::Auto, keelson_network::Subnet::Fixed)
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! `keelson serve`: the daemon's life in one function: read, open and recover, bind, announce, serve, drain.
+//! The main thread waits; two workers serve; kernel work is on the blocking pool. Owns the order of these steps.
+//! Must never announce before it serves, and never stop a container on its own way out.
+
+use std::{io::Write as _, process::ExitCode, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{CliError, Place, rooms};
+use crate::{config::Config, cri::Cri, engine::Engine, logging, server::Socket};
+
+/// Enough for requests, which only decode and wait; each more costs memory for good.
+const WORKERS: usize = 2;
+/// Threads for work that blocks. Idle ones end, and give their stacks and arenas back.
+const BLOCKING_MAX: usize = 64;
+const BLOCKING_IDLE: Duration = Duration::from_secs(5);
+/// How long records and teardown work may take to come to rest at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: Place,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
+    let config = args.place.load()?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(CliError::NotRoot { act: "keelson serve" });
+    }
+    logging::init(config.log)?;
+    // Folders and files have the modes they are given, whoever starts the daemon.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_MAX)
+        .thread_keep_alive(BLOCKING_IDLE)
+        .thread_name("keelson")
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::Host { act: "start the async runtime", source })?;
+    let ended = runtime.block_on(daemon(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+async fn daemon(config: Config) -> Result<(), CliError> {
+    let mut stop = Stop::new()?;
+    let engine_config = rooms::engine(&config)?;
+    let engine = tokio::select! {
+        engine = Engine::open(engine_config) => engine?,
+        () = stop.asked() => return Ok(()),
+    };
+    let socket = Socket::bind(&config.socket).await?;
+    let cri = Cri::new(engine.clone(), engine.images().clone(), config.clone());
+    announce(&config, &engine);
+    socket.serve(cri, stop.asked()).await?;
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    if tokio::time::timeout(DRAIN, engine.drain()).await.is_err() {
+        tracing::warn!(seconds = DRAIN.as_secs(), "some work did not come to rest; the next start finishes it");
+    }
+    tracing::info!("stopped; containers go on");
+    Ok(())
+}
+
+/// The socket is bound and listens: whoever connects from here on is served.
+fn announce(config: &Config, engine: &Engine) {
+    let status = engine.status();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        root = %config.root.display(),
+        state = %config.state.display(),
+        cgroups = status.cgroup_mode,
+        sandboxes = status.sandboxes,
+        containers = status.containers,
+        "recovered"
+    );
+    if let Some(why) = status.network_down {
+        tracing::warn!(why, "no pod with a network of its own can be run now");
+    }
+    // For a person and for scripts, whatever the log's level and format.
+    let _ = writeln!(std::io::stderr(), "keelson: serving CRI on unix://{}", config.socket.display());
+    let said = format!("serving CRI on unix://{}", config.socket.display());
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&said)]) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// SIGTERM or SIGINT.
+struct Stop {
+    term: Signal,
+    int: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, CliError> {
+        let listen = |kind| signal(kind).map_err(|source| CliError::Host { act: "listen for signals", source });
+        Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = self.int.recv() => tracing::info!("SIGINT: stopping"),
+        }
+    }
+}
