@@ -118,10 +118,8 @@ impl Policy {
                 None => tokens.push((arch.token(), segments)),
             }
         }
-        if native == Arch::X86_64 {
-            if let Some((_, whole)) = tokens.iter_mut().find(|(token, _)| *token == Arch::X86_64.token()) {
-                close_x32(whole, asked.contains(&Arch::X32));
-            }
+        if let Some((_, whole)) = tokens.iter_mut().find(|(token, _)| *token == Arch::X86_64.token()) {
+            close_x32(whole, asked.contains(&Arch::X32));
         }
         for (_, segments) in &mut tokens {
             segments.dedup_by(|later, earlier| later.outcome == earlier.outcome);

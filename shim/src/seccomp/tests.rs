@@ -511,7 +511,8 @@ fn bad_profiles_are_refused_by_what_is_wrong() {
         change(&mut profile);
         compile_for(&profile, Arch::X86_64).unwrap_err().to_string()
     };
-    let cases: [(&str, &dyn Fn(&mut Seccomp)); 11] = [
+    type Change<'a> = &'a dyn Fn(&mut Seccomp);
+    let cases: [(&str, Change<'_>); 11] = [
         ("unknown action `SCMP_ACT_MAYBE`", &|p| p.default_action = "SCMP_ACT_MAYBE".into()),
         ("unknown action ``", &|p| p.syscalls[0].action.clear()),
         ("unknown architecture `SCMP_ARCH_PDP11`", &|p| p.architectures = vec!["SCMP_ARCH_PDP11".into()]),
