@@ -150,7 +150,7 @@ impl Content {
 
     /// Bytes and inodes of all blobs; memory only.
     pub(crate) fn usage(&self) -> FsUsage {
-        self.sizes().values().fold(FsUsage::default(), |sum, size| sum.plus(FsUsage::file(*size)))
+        self.sizes().values().fold(FsUsage::default(), |sum, size| sum.plus(&FsUsage::file(*size)))
     }
 
     /// A blob that is written while it streams by.

@@ -307,7 +307,7 @@ impl Layers {
             // Under the lock: an unpacking of the same layer must see it either whole or gone.
             match self.0.trash.take(&self.0.dir, &id.hex()) {
                 Ok(()) => {
-                    freed = freed.plus(layer.record.usage.clone());
+                    freed = freed.plus(&layer.record.usage);
                     present.remove(&id);
                 }
                 Err(error) => tracing::warn!(layer = %id, %error, "layer stays: move it to the trash"),
@@ -318,7 +318,7 @@ impl Layers {
 
     /// Bytes and inodes of all layers; memory only.
     pub(crate) fn usage(&self) -> FsUsage {
-        self.present().values().fold(FsUsage::default(), |sum, layer| sum.plus(layer.record.usage.clone()))
+        self.present().values().fold(FsUsage::default(), |sum, layer| sum.plus(&layer.record.usage))
     }
 
     fn present(&self) -> MutexGuard<'_, HashMap<Digest, Present>> {

@@ -8,6 +8,7 @@ mod record;
 mod recover;
 mod remove;
 mod snapshots;
+mod stack;
 mod view;
 
 #[cfg(test)]
@@ -150,7 +151,7 @@ impl ImageService {
     #[must_use]
     pub fn usage(&self) -> FsUsage {
         let mounted = FsUsage { mountpoint: self.config.root.clone(), ..FsUsage::default() };
-        mounted.plus(self.layers.usage()).plus(self.content.usage())
+        mounted.plus(&self.layers.usage()).plus(&self.content.usage())
     }
 
     /// Whether everything given up so far has also left the disk; for tests and `df`-like tools.

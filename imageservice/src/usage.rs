@@ -34,7 +34,7 @@ impl FsUsage {
 
     /// The sum; keeps the mount of `self`.
     #[must_use]
-    pub(crate) fn plus(mut self, other: Self) -> Self {
+    pub(crate) fn plus(mut self, other: &Self) -> Self {
         self.used_bytes = self.used_bytes.saturating_add(other.used_bytes);
         self.inodes_used = self.inodes_used.saturating_add(other.inodes_used);
         self

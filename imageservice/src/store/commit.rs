@@ -9,12 +9,17 @@ use std::{
 };
 
 use keelson_api::Digest;
+use sha2::{Digest as _, Sha256};
 
-use super::{ImageService, record::Record};
+use super::{
+    ImageService,
+    record::Record,
+    stack::{self, Stack},
+};
 use crate::{
     content::ContentError,
     image::{Image, ImageConfig, ImageId},
-    layer::LayerHold,
+    layer::{Compression, Job, LayerDescriptor, LayerHold, UnpackError},
 };
 
 /// Everything that makes an image, verified and in place but for the record.
@@ -59,13 +64,21 @@ pub enum CommitError {
         /// The bound.
         limit: usize,
     },
+    /// The layer of directory attributes that the stack needs.
+    #[error("commit image {id}: restore the attributes of directories")]
+    Cover {
+        /// The image.
+        id: ImageId,
+        /// Why it was not unpacked.
+        source: Box<UnpackError>,
+    },
     /// A blob does not match or cannot be written.
     #[error("commit image {id}")]
     Content {
         /// The image.
         id: ImageId,
         /// Why.
-        source: ContentError,
+        source: Box<ContentError>,
     },
     /// The filesystem refused.
     #[error("commit image {id}: {act}")]
@@ -89,12 +102,14 @@ impl ImageService {
         let id = new.id;
         let io = |act| move |source| CommitError::Io { id, act, source };
         self.check(&new)?;
+        let mut new = new;
+        let stack = self.stack_of(&mut new)?;
         let fresh = new.blobs.iter().any(|(digest, _)| !self.content.has(digest));
         self.put_blobs(&new)?;
         self.step("blobs are stored").map_err(io("store blobs"))?;
-        if fresh || !self.layers.all_durable(new.diff_ids.iter()) {
-            rustix::fs::syncfs(&self.root).map_err(|errno| io("sync filesystem")(errno.into()))?;
-            self.layers.mark_durable(new.diff_ids.iter());
+        if fresh || !self.layers.all_durable(new.layers.iter().map(LayerHold::diff_id)) {
+            self.sync(id)?;
+            self.layers.mark_durable(new.layers.iter().map(LayerHold::diff_id));
         }
         self.step("filesystem is synced").map_err(io("sync filesystem"))?;
 
@@ -102,12 +117,12 @@ impl ImageService {
         if new.blobs.iter().any(|(digest, _)| !self.content.has(digest)) {
             // A removal of the same image overtook us.
             self.put_blobs(&new)?;
-            rustix::fs::syncfs(&self.root).map_err(|errno| io("sync filesystem")(errno.into()))?;
+            self.sync(id)?;
         }
-        let (record, losers) = self.plan(&new);
+        let (record, losers) = self.plan(&new, stack);
         record.save(&self.images, &self.images_tmp).map_err(io("write record"))?;
         let written = self.step("record is written");
-        for loser in &losers {
+        for loser in losers.iter().filter(|_| written.is_ok()) {
             // Should it fail, the next start sees two owners of the tag and the higher generation wins.
             if let Err(error) = loser.save(&self.images, &self.images_tmp) {
                 tracing::warn!(image = %loser.id, %error, "still claims a moved tag on disk: write image record");
@@ -120,10 +135,36 @@ impl ImageService {
         }
         self.publish(&state);
         drop(state);
-        drop(changing);
         drop(new);
+        self.collect_waiting(&changing);
         written.map_err(io("write record"))?;
         Ok(image)
+    }
+
+    /// How the layers lie on each other; unpacks, and adds to the holds, the layer that this may need on top.
+    fn stack_of(&self, new: &mut NewImage) -> Result<Stack, CommitError> {
+        let id = new.id;
+        let failed = |source| CommitError::Io { id, act: "look into layers", source };
+        let mut stack = stack::stack(&self.layers, &new.diff_ids, &new.layers).map_err(failed)?;
+        if let Some(tar) = stack.cover.take() {
+            let digest = Digest::from_sha256(Sha256::digest(&tar).into());
+            let size = u64::try_from(tar.len()).unwrap_or(u64::MAX);
+            let descriptor = LayerDescriptor { digest, size, compression: Compression::Plain };
+            let cover = self
+                .layers
+                .unpack(&descriptor, &digest, tar.as_slice(), &Job::new())
+                .map_err(|error| CommitError::Cover { id, source: Box::new(error) })?;
+            if !stack.lower.contains(&digest) {
+                stack.lower.insert(0, digest);
+            }
+            new.layers.push(cover);
+        }
+        Ok(stack)
+    }
+
+    fn sync(&self, id: ImageId) -> Result<(), CommitError> {
+        let failed = |errno: rustix::io::Errno| CommitError::Io { id, act: "sync filesystem", source: errno.into() };
+        rustix::fs::syncfs(&self.root).map_err(failed)
     }
 
     fn check(&self, new: &NewImage) -> Result<(), CommitError> {
@@ -139,20 +180,22 @@ impl ImageService {
 
     fn put_blobs(&self, new: &NewImage) -> Result<(), CommitError> {
         for (digest, bytes) in &new.blobs {
-            self.content.put(digest, bytes).map_err(|source| CommitError::Content { id: new.id, source })?;
+            self.content
+                .put(digest, bytes)
+                .map_err(|error| CommitError::Content { id: new.id, source: Box::new(error) })?;
         }
         Ok(())
     }
 
     /// The record to write, and the records of other images that lose a tag to it.
-    fn plan(&self, new: &NewImage) -> (Record, Vec<Record>) {
+    fn plan(&self, new: &NewImage, stack: Stack) -> (Record, Vec<Record>) {
         let state = self.state();
         let generation = state.records.values().map(|record| record.generation).max().unwrap_or(0).saturating_add(1);
         let mut record = state
             .records
             .get(&new.id)
             .cloned()
-            .unwrap_or_else(|| Record::new(new.id, new.config.clone(), new.diff_ids.clone()));
+            .unwrap_or_else(|| Record::new(new.id, new.config.clone(), new.diff_ids.clone(), stack));
         record.generation = generation;
         record.removed = false;
         record.pinned |= new.pinned;

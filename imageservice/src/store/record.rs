@@ -7,6 +7,7 @@ use std::{io, os::fd::OwnedFd};
 use keelson_api::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::stack::Stack;
 use crate::{
     disk::{self, Durability},
     image::{ChainId, Image, ImageConfig},
@@ -29,6 +30,8 @@ pub(super) struct Record {
     pub(super) digests: Vec<String>,
     pub(super) config: ImageConfig,
     pub(super) diff_ids: Vec<Digest>,
+    /// Layers as overlayfs stacks them: top first, none twice, perhaps one more than `diff_ids` names.
+    pub(super) lower: Vec<Digest>,
     /// Blobs in the content store that this image needs.
     pub(super) blobs: Vec<Digest>,
     pub(super) size: u64,
@@ -60,7 +63,7 @@ pub(super) enum Found {
 }
 
 impl Record {
-    pub(super) fn new(id: Digest, config: ImageConfig, diff_ids: Vec<Digest>) -> Self {
+    pub(super) fn new(id: Digest, config: ImageConfig, diff_ids: Vec<Digest>, stack: Stack) -> Self {
         Self {
             version: VERSION,
             id,
@@ -69,12 +72,18 @@ impl Record {
             digests: Vec::new(),
             config,
             diff_ids,
+            lower: stack.lower,
             blobs: Vec::new(),
             size: 0,
             pinned: false,
             removed: false,
-            root: RootAttributes::default(),
+            root: stack.root,
         }
+    }
+
+    /// Every layer that must stay on disk for this record.
+    pub(super) fn layers(&self) -> impl Iterator<Item = &Digest> {
+        self.diff_ids.iter().chain(&self.lower)
     }
 
     pub(super) fn file_name(id: &Digest) -> String {

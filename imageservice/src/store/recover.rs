@@ -44,7 +44,7 @@ pub(super) fn open(config: Config) -> Result<ImageService, OpenError> {
     let trash = Trash::open(&root).map_err(folder("open `trash`"))?;
     let content = Content::open(&root).map_err(folder("open `content`"))?;
     let keep = config.keep_blobs.then(|| content.clone());
-    let named: HashSet<Digest> = records.values().flat_map(|record| &record.diff_ids).copied().collect();
+    let named: HashSet<Digest> = records.values().flat_map(Record::layers).copied().collect();
     let place = (&root, &*config.root);
     let layers = Layers::open(place, config.limits.clone(), keep, trash.clone(), |id| named.contains(id))
         .map_err(folder("open `layers`"))?;
@@ -58,7 +58,7 @@ pub(super) fn open(config: Config) -> Result<ImageService, OpenError> {
             tracing::warn!(%blob, %error, "orphan blob stays");
         }
     }
-    let wanted: HashSet<Digest> = records.values().flat_map(|record| &record.diff_ids).copied().collect();
+    let wanted: HashSet<Digest> = records.values().flat_map(Record::layers).copied().collect();
     layers.collect(std::time::Instant::now(), |id| wanted.contains(id));
 
     let pulls = Pulls::open(&config)?;
@@ -120,7 +120,7 @@ fn drop_unusable(
     let lost: Vec<Digest> = records
         .values()
         .filter(|record| {
-            let missing = record.diff_ids.iter().find(|id| !layers.has(id));
+            let missing = record.layers().find(|id| !layers.has(id));
             if let Some(layer) = missing {
                 tracing::warn!(image = %record.id, %layer, "image is lost, pull it again: its layer is not on disk");
             }

@@ -84,20 +84,21 @@ impl ImageService {
             self.publish(&state);
             return Err(RemoveError { id, act: "remove record", source });
         }
-        let freed = self.collect(&changing, Some(&before));
+        let freed = self.collect(&changing, &before);
         Ok(Removed { id: Some(id), tags: before.tags, digests: before.digests, freed, in_use })
     }
 
-    /// Collects what nothing names: layers left by pulls that broke off more than ten minutes ago. Cheap; for a slow timer.
-    /// Returns whether younger ones are waiting.
+    /// Collects what nothing names: layers left by pulls that broke off more than ten minutes ago. Memory and a rename each; for a
+    /// slow timer. Returns whether younger ones are waiting.
     pub fn collect_idle(&self) -> bool {
         let changing = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = self.wanted_layers();
+        self.collect_waiting(&changing)
+    }
+
+    pub(super) fn collect_waiting(&self, _changing: &MutexGuard<'_, ()>) -> bool {
+        let wanted = layers_of(&self.state());
         let cutoff = Instant::now().checked_sub(RETRY_WINDOW);
-        let (_, waiting) =
-            cutoff.map_or_else(Default::default, |cutoff| self.layers.collect(cutoff, |id| wanted.contains(id)));
-        drop(changing);
-        waiting
+        cutoff.is_none_or(|cutoff| self.layers.collect(cutoff, |id| wanted.contains(id)).1)
     }
 
     /// After the last snapshot on a removed image: drops the claim on its layers.
@@ -114,7 +115,7 @@ impl ImageService {
             self.state().records.insert(*id, before);
             return Err(error);
         }
-        self.collect(&changing, Some(&before));
+        self.collect(&changing, &before);
         Ok(())
     }
 
@@ -127,30 +128,27 @@ impl ImageService {
 
     /// Frees layers and blobs that no record names and no pull holds. `gone` just lost its record: its own layers go at once,
     /// whatever else is idle waits for its retry.
-    fn collect(&self, _changing: &MutexGuard<'_, ()>, gone: Option<&Record>) -> FsUsage {
+    fn collect(&self, changing: &MutexGuard<'_, ()>, gone: &Record) -> FsUsage {
         let state = self.state();
         let layers = layers_of(&state);
         let blobs: HashSet<Digest> = state.records.values().flat_map(|record| &record.blobs).copied().collect();
         drop(state);
-        let own: HashSet<Digest> = gone.iter().flat_map(|record| &record.diff_ids).copied().collect();
+        let own: HashSet<Digest> = gone.layers().copied().collect();
         let (mut freed, _) = self.layers.collect(Instant::now(), |id| layers.contains(id) || !own.contains(id));
-        for blob in gone.iter().flat_map(|record| &record.blobs).filter(|blob| !blobs.contains(blob)) {
+        for blob in gone.blobs.iter().filter(|blob| !blobs.contains(blob)) {
             let size = self.content.size(blob);
             match self.content.remove(blob) {
-                Ok(()) => freed = size.map_or(freed.clone(), |size| freed.plus(FsUsage::file(size))),
+                Ok(()) => freed = freed.plus(&size.map(FsUsage::file).unwrap_or_default()),
                 Err(error) => tracing::warn!(%blob, %error, "blob stays until the next start"),
             }
         }
+        self.collect_waiting(changing);
         freed
-    }
-
-    fn wanted_layers(&self) -> HashSet<Digest> {
-        layers_of(&self.state())
     }
 }
 
 fn layers_of(state: &State) -> HashSet<Digest> {
-    state.records.values().flat_map(|record| &record.diff_ids).copied().collect()
+    state.records.values().flat_map(|record| record.layers()).copied().collect()
 }
 
 fn snapshots_on<'a>(state: &'a State, id: &'a Digest) -> impl Iterator<Item = &'a SnapshotKey> {

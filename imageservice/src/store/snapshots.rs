@@ -131,7 +131,7 @@ impl ImageService {
         match self.state().snapshots.get(key) {
             None => return mounted,
             Some(SnapshotState { measured: Some((at, usage)), .. }) if at.elapsed() < MEASURE_AGE => {
-                return mounted.plus(usage.clone());
+                return mounted.plus(usage);
             }
             Some(_) => {}
         }
@@ -142,32 +142,13 @@ impl ImageService {
         if let Some(snapshot) = self.state().snapshots.get_mut(key) {
             snapshot.measured = Some((Instant::now(), usage.clone()));
         }
-        mounted.plus(usage)
+        mounted.plus(&usage)
     }
 
     fn snapshot_over(&self, key: &SnapshotKey, record: &Record) -> Snapshot {
         let dir = self.config.root.join("snapshots").join(key.as_str());
-        let lower = stack(&record.diff_ids).into_iter().map(|id| self.layers.fs_path(id)).collect::<Vec<_>>();
+        let lower = record.lower.iter().map(|id| self.layers.fs_path(id)).collect::<Vec<_>>();
         let lower = if lower.is_empty() { vec![self.config.root.join(Path::new("empty"))] } else { lower };
         Snapshot { lower, upper: dir.join("upper"), work: dir.join("work") }
-    }
-}
-
-/// Layers top first. overlayfs refuses a folder twice; of a layer that comes twice only the upper one shows, since whatever the
-/// lower one adds or hides, the upper one adds or hides again.
-fn stack(diff_ids: &[Digest]) -> Vec<&Digest> {
-    let mut seen = HashSet::new();
-    diff_ids.iter().rev().filter(|id| seen.insert(**id)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_stack_is_top_first_and_keeps_the_upper_of_two() {
-        let [a, b] = [1, 2].map(|byte| Digest::from_sha256([byte; 32]));
-        assert_eq!(stack(&[a, b, a]), [&a, &b]);
-        assert_eq!(stack(&[a, a, b]), [&b, &a]);
     }
 }

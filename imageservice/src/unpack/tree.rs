@@ -114,7 +114,7 @@ impl<'a> Tree<'a> {
     /// Counts something that was made, against the limit and for the figures.
     pub(super) fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
         self.made += 1;
-        self.usage = std::mem::take(&mut self.usage).plus(FsUsage::file(bytes));
+        self.usage = std::mem::take(&mut self.usage).plus(&FsUsage::file(bytes));
         if self.made > self.limits.entries {
             return Err(UnpackError::Limit { what: "entries in one layer", limit: self.limits.entries });
         }
