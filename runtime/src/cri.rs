@@ -3,6 +3,7 @@
 //! Owns the mapping between CRI's messages and the engine's words; no other room of the daemon knows these messages.
 //! Must never hold state of its own: two clients, or one before and one after a restart, see the same node.
 
+mod bound;
 mod container_create;
 mod container_exec_sync;
 mod container_list;

@@ -2,7 +2,10 @@
 //! Main thread, no daemon needed, no root needed. Owns nothing.
 //! Must never write the file: whoever wants one redirects the output.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Subcommand;
 
@@ -25,8 +28,11 @@ pub(super) fn run(command: &Command) -> Result<ExitCode, CliError> {
         Command::Default => out::text(DEFAULT_TEXT),
         Command::Check { file } => {
             let config = Config::load(file.as_deref(), &Overrides::default())?;
-            let named = file.as_ref().map_or(DEFAULT_PATH.into(), |file| file.display().to_string());
-            out::line(format_args!("{named}: good"));
+            match file {
+                Some(file) => out::line(format_args!("{}: good", file.display())),
+                None if Path::new(DEFAULT_PATH).exists() => out::line(format_args!("{DEFAULT_PATH}: good")),
+                None => out::line(format_args!("{DEFAULT_PATH}: absent; the built-in defaults")),
+            }
             out::pair("root", config.root.display());
             out::pair("state", config.state.display());
             out::pair("socket", config.socket.display());

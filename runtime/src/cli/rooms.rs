@@ -94,3 +94,35 @@ fn subnet<A, N>(subnet: config::Subnet<A>, make: impl Fn(A, u8) -> Option<N>) ->
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    fn config(text: &str) -> Config {
+        Config::parse(text, "test", &Overrides::default()).unwrap()
+    }
+
+    #[test]
+    fn the_defaults_of_the_configuration_are_those_of_the_rooms() {
+        let (ours, theirs) = (images(&config("")), keelson_imageservice::Config::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+        let (ours, theirs) =
+            (network(&config("")), keelson_network::Config::new("/var/lib/keelson/network".into(), "keelson0"));
+        assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn fixed_networks_arrive() {
+        let network = network(&config("[network]\nipv4 = \"10.9.0.0/24\"\nipv6 = \"off\"\nmtu = 1400\n"));
+        assert_eq!(network.ipv4, keelson_network::Subnet::Fixed("10.9.0.0/24".parse().unwrap()));
+        assert_eq!((network.ipv6, network.mtu), (keelson_network::Subnet::Off, Some(1400)));
+    }
+
+    #[test]
+    fn a_shim_that_is_not_there_is_named() {
+        let said = shim(&config("shim = \"/nonexistent/keelson-shim\"")).unwrap_err().to_string();
+        assert!(said.starts_with("find the shim `/nonexistent/keelson-shim`"), "{said}");
+    }
+}

@@ -5,7 +5,7 @@
 use keelson_cri::v1;
 
 use super::{
-    Cri,
+    Cri, bound,
     container_view::{self, Filter},
     rpc::Call,
     status::Failure,
@@ -17,6 +17,10 @@ pub(super) async fn handle(
 ) -> Result<v1::ListContainersResponse, Failure> {
     let filter = Filter::decode(call.message.filter)?;
     let all = cri.engine.containers();
-    let containers = all.iter().filter(|view| filter.matches(view)).map(|view| container_view::item(view)).collect();
+    let mut containers =
+        all.iter().filter(|view| filter.matches(view)).map(|view| container_view::item(view)).collect();
+    bound::shrink(&mut containers, |it| {
+        (it.state() == v1::ContainerState::ContainerExited).then_some(&mut it.annotations)
+    });
     Ok(v1::ListContainersResponse { containers })
 }

@@ -5,7 +5,7 @@
 use keelson_cri::v1;
 
 use super::{
-    Cri,
+    Cri, bound,
     rpc::Call,
     sandbox_view::{self, Filter},
     status::Failure,
@@ -16,12 +16,9 @@ pub(super) async fn handle(
     call: Call<v1::ListPodSandboxRequest>,
 ) -> Result<v1::ListPodSandboxResponse, Failure> {
     let filter = Filter::decode(call.message.filter)?;
-    let items = cri
-        .engine
-        .sandboxes()
-        .iter()
-        .filter(|view| filter.matches(view))
-        .map(|view| sandbox_view::item(view))
-        .collect();
+    let all = cri.engine.sandboxes();
+    let mut items: Vec<_> =
+        all.iter().filter(|view| filter.matches(view)).map(|view| sandbox_view::item(view)).collect();
+    bound::shrink(&mut items, |it| (it.state() == v1::PodSandboxState::SandboxNotready).then_some(&mut it.annotations));
     Ok(v1::ListPodSandboxResponse { items })
 }

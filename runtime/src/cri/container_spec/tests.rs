@@ -112,3 +112,38 @@ fn what_cannot_be_meant_is_refused_by_name() {
     }
     assert!(decode(None).is_err());
 }
+
+proptest::proptest! {
+    /// Whatever a caller sends is either meant or refused; what is meant keeps its values.
+    #[test]
+    fn no_mount_or_device_is_neither_taken_nor_refused(
+        container_path in "[a-z/.\\x00\\n]{0,12}",
+        host_path in "[a-z/.]{0,12}",
+        image in proptest::option::of("[a-z:]{0,6}"),
+        image_sub_path in "[a-z/]{0,3}",
+        flags in proptest::array::uniform3(proptest::bool::ANY),
+        propagation in -1..4i32,
+        permissions in "[rwmx]{0,4}",
+    ) {
+        let [readonly, recursive_read_only, selinux_relabel] = flags;
+        let mount = v1::Mount {
+            container_path: container_path.clone(),
+            host_path: host_path.clone(),
+            image: image.map(|image| v1::ImageSpec { image, ..v1::ImageSpec::default() }),
+            image_sub_path,
+            readonly,
+            recursive_read_only,
+            selinux_relabel,
+            propagation,
+            ..v1::Mount::default()
+        };
+        if let Ok(volume) = volume(mount) {
+            proptest::prop_assert_eq!(volume.container_path.to_str(), Some(container_path.as_str()));
+            proptest::prop_assert_eq!(volume.host_path.as_os_str().is_empty(), volume.image.is_some());
+            proptest::prop_assert_eq!(volume.access == Access::ReadWrite, !readonly);
+            proptest::prop_assert!(volume.image.is_none() || readonly);
+        }
+        let taken = device(v1::Device { host_path: host_path.clone(), permissions, ..v1::Device::default() });
+        proptest::prop_assert!(taken.is_err() || host_path.starts_with('/'));
+    }
+}
