@@ -17,7 +17,7 @@ pub(super) async fn handle(
 ) -> Result<v1::ListContainersResponse, Failure> {
     let filter = Filter::decode(call.message.filter)?;
     let all = cri.engine.containers();
-    let mut containers =
+    let mut containers: Vec<_> =
         all.iter().filter(|view| filter.matches(view)).map(|view| container_view::item(view)).collect();
     bound::shrink(&mut containers, |it| {
         (it.state() == v1::ContainerState::ContainerExited).then_some(&mut it.annotations)
