@@ -44,8 +44,8 @@ pub enum Message {
     Ready,
     /// The master of its terminal.
     Terminal(OwnedFd),
-    /// It failed and has ended.
-    Failed(Report),
+    /// It failed and has ended; the words are empty but for a starter at [`Op::GateListener`].
+    Failed(Report, Vec<u8>),
     /// It has exec'd, or ended without a word.
     End,
 }
@@ -54,6 +54,8 @@ const SYNC: u8 = b's';
 const READY: u8 = b'r';
 const TERMINAL: u8 = b't';
 const GO: u8 = b'g';
+/// Longest word of a child, bytes.
+const MESSAGE_MAX: usize = 512;
 
 /// How to clone.
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,9 +89,14 @@ impl Channel {
         Ok((Channel(ours), childs))
     }
 
+    /// Connects to a child that waits at [`Op::GateListener`]: `socket` is a connected seqpacket socket.
+    pub fn from_socket(socket: OwnedFd) -> Channel {
+        Channel(socket)
+    }
+
     /// Waits for the child's next word.
     pub fn receive(&self) -> io::Result<Message> {
-        let mut bytes = [0_u8; size_of::<Report>()];
+        let mut bytes = [0_u8; MESSAGE_MAX];
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let length = loop {
@@ -112,9 +119,10 @@ impl Channel {
                 });
                 fd.map(Message::Terminal).ok_or(Errno::PROTO)
             }
-            (12, bytes) => {
+            (12.., bytes) => {
                 let [op, part, errno] = [0, 4, 8].map(|at| word(&bytes, at));
-                Ok(Message::Failed(Report { op, part, errno: errno.cast_signed() }))
+                let words = bytes.get(12..length).unwrap_or_default().to_vec();
+                Ok(Message::Failed(Report { op, part, errno: errno.cast_signed() }, words))
             }
             _ => Err(Errno::PROTO),
         }
@@ -132,7 +140,7 @@ impl AsFd for Channel {
     }
 }
 
-fn word(bytes: &[u8; 12], at: usize) -> u32 {
+fn word(bytes: &[u8; MESSAGE_MAX], at: usize) -> u32 {
     let mut word = [0; 4];
     word.copy_from_slice(&bytes[at..at + 4]);
     u32::from_ne_bytes(word)

@@ -9,6 +9,8 @@ pub mod child;
 pub mod fd;
 pub mod init;
 pub mod memfd;
+pub mod memory;
+pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod pidfd;

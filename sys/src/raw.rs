@@ -174,6 +174,10 @@ pub(crate) fn write(fd: i32, bytes: &[u8]) -> io::Result<usize> {
     call!(libc::SYS_write, fd, bytes.as_ptr(), bytes.len())
 }
 
+pub(crate) fn accept(listener: i32) -> io::Result<i32> {
+    call!(libc::SYS_accept4, listener, 0, 0, libc::SOCK_CLOEXEC).map(fd)
+}
+
 /// Sends the descriptor `passed` beside one byte.
 pub(crate) fn send_fd(socket: i32, passed: i32, bytes: &[u8]) -> io::Result<()> {
     #[repr(C)]

@@ -2,14 +2,18 @@ use super::*;
 
 #[test]
 fn a_minimal_spec_reads_with_empty_lists() {
-    let spec: Spec = serde_json::from_str(r#"{"ociVersion":"1.0.2","mounts":null,"linux":{"namespaces":[{"type":"network","path":"/x"}]}}"#).unwrap();
+    let spec: Spec = serde_json::from_str(
+        r#"{"ociVersion":"1.0.2","mounts":null,"linux":{"namespaces":[{"type":"network","path":"/x"}]}}"#,
+    )
+    .unwrap();
     assert!(spec.mounts.is_empty());
     assert_eq!(spec.linux.unwrap().namespaces, [Namespace { kind: NamespaceKind::Network, path: "/x".into() }]);
 }
 
 #[test]
 fn unknown_fields_are_tolerated() {
-    let spec: Spec = serde_json::from_str(r#"{"vm":{},"process":{"cwd":"/","execCPUAffinity":{},"args":["a"]}}"#).unwrap();
+    let spec: Spec =
+        serde_json::from_str(r#"{"vm":{},"process":{"cwd":"/","execCPUAffinity":{},"args":["a"]}}"#).unwrap();
     assert_eq!(spec.process.unwrap().args, ["a"]);
 }
 
@@ -19,7 +23,10 @@ fn what_is_written_is_read_back() {
     spec.process = Some(Process { args: vec!["x".into()], ..Process::default() });
     spec.linux = Some(Linux {
         uid_mappings: vec![IdMapping { container_id: 0, host_id: 1000, size: 1 }],
-        resources: Some(Resources { memory: Some(Memory { kernel_tcp: Some(1), ..Memory::default() }), ..Resources::default() }),
+        resources: Some(Resources {
+            memory: Some(Memory { kernel_tcp: Some(1), ..Memory::default() }),
+            ..Resources::default()
+        }),
         ..Linux::default()
     });
     let text = serde_json::to_string(&spec).unwrap();

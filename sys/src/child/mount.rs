@@ -15,7 +15,8 @@ const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 const STATX_TYPE: u32 = 0x01;
 const STATX_MNT_ID: u32 = 0x1000;
 
-/// Descriptors of places, -1 until there is one.
+/// Descriptors of places, -1 until there is one. The root is first the working directory: after clone by our parent's will or
+/// after setns it is the root of the namespace.
 pub(super) struct Places {
     pub(super) root: i32,
     dev: i32,
@@ -24,7 +25,7 @@ pub(super) struct Places {
 
 impl Places {
     pub(super) const fn new() -> Places {
-        Places { root: -1, dev: -1, pts: -1 }
+        Places { root: libc::AT_FDCWD, dev: -1, pts: -1 }
     }
 
     pub(super) fn attach_root(&mut self, tree: i32) -> io::Result<()> {
@@ -36,11 +37,6 @@ impl Places {
     pub(super) fn legacy_root(&mut self, kind: &CStr, target: &CStr, data: &CStr) -> io::Result<()> {
         raw::mount(kind, target, kind, 0, data)?;
         self.root = raw::openat2(libc::AT_FDCWD, target, libc::O_PATH | libc::O_DIRECTORY, 0, 0)?;
-        Ok(())
-    }
-
-    pub(super) fn use_root(&mut self) -> io::Result<()> {
-        self.root = raw::openat2(libc::AT_FDCWD, c"/", libc::O_PATH | libc::O_DIRECTORY, 0, 0)?;
         Ok(())
     }
 
@@ -141,6 +137,17 @@ impl Places {
         result
     }
 
+    pub(super) fn folder(&self, path: &CStr, writable: bool) -> io::Result<()> {
+        let target = resolve::open_or_create(self.root, path, Node::Folder, 0)?;
+        if writable {
+            let tree = raw::clone_mount(target, false)?;
+            raw::attach_mount(tree, target)?;
+            raw::close(tree);
+        }
+        raw::close(target);
+        Ok(())
+    }
+
     /// `empty` is the one read-only filesystem for folders, made at the first need.
     pub(super) fn mask(&self, null: i32, null_used: &mut bool, empty: &mut i32, path: &CStr) -> io::Result<()> {
         let target = match resolve::open(self.root, path) {
@@ -190,8 +197,9 @@ impl Places {
         let Some(propagation) = propagation else {
             return Ok(());
         };
+        // Of the root alone: each mount below has its own, as it was asked for.
         let attr = MountAttr { propagation: propagation.bits(), ..MountAttr::default() };
-        raw::mount_setattr(self.root, c"", libc::AT_EMPTY_PATH | libc::AT_RECURSIVE, &attr)
+        raw::mount_setattr(self.root, c"", libc::AT_EMPTY_PATH, &attr)
     }
 
     pub(super) fn enter_root(&self, pivot: bool) -> io::Result<()> {

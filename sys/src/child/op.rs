@@ -36,8 +36,6 @@ pub enum Op {
     AttachRoot(OwnedFd),
     /// mount(2) of the root on `target`, for kernels whose fsconfig cannot take it.
     LegacyRoot { kind: CString, target: CString, data: CString, keep: Vec<OwnedFd> },
-    /// Makes the present `/` the root of all later paths.
-    UseRoot,
     /// A filesystem.
     Mount(Box<Mount>),
     /// Attributes of the mount at a path.
@@ -46,6 +44,8 @@ pub enum Op {
     Devices(Vec<Device>),
     /// Symbolic links: path, target.
     Links(Vec<(CString, CString)>),
+    /// Folders, made when missing; `writable` ones become mounts of their own, which a read-only root does not cover.
+    Folders { paths: Vec<CString>, writable: bool },
     /// Hides paths: files behind the null device in `null`, folders behind an empty read-only filesystem. Missing ones are passed over.
     Mask { null: OwnedFd, paths: Vec<CString> },
     /// Makes paths read-only, with all below. Missing ones are passed over.
@@ -64,8 +64,8 @@ pub enum Op {
     Hostname(CString),
     /// setdomainname(2).
     Domainname(CString),
-    /// Writes below a procfs: no link is followed, no mount crossed.
-    WriteProc { proc: Shared, path: CString, value: Vec<u8>, what: &'static str },
+    /// Writes below a procfs: no mount is crossed. With `lenient`, missing permission is no failure.
+    WriteProc { proc: Shared, path: CString, value: Vec<u8>, what: &'static str, lenient: bool },
     /// Limit, soft and hard.
     Rlimit { resource: u32, soft: u64, hard: u64, name: String },
     /// personality(2).
@@ -90,6 +90,13 @@ pub enum Op {
     Signals { ignored: u64 },
     /// Tells the parent that all is ready and waits for its word.
     Gate,
+    /// As [`Op::Gate`], but it is any process that connects to this listening socket and writes a byte that lets go, and that is
+    /// told of a later failure.
+    GateListener {
+        listener: Shared,
+        /// What to call a failure of each operation after this one.
+        words: Vec<Vec<u8>>,
+    },
     /// Loads a filter: instructions as words.
     Seccomp { program: Vec<u64>, flags: u32 },
     /// execve(2): does not return.
@@ -235,8 +242,6 @@ pub struct Terminal {
 pub struct Identity {
     /// Capabilities that stay in the bounding set, as a bit mask.
     pub bounding: u64,
-    /// The kernel's last capability.
-    pub last_capability: u32,
     /// Supplementary groups; none: setgroups(2) is not called.
     pub groups: Option<Vec<u32>>,
     /// Real, effective and saved.
@@ -316,17 +321,17 @@ impl Op {
             Op::JoinTasks(_) => ("join cgroup", String::new()),
             Op::SetNamespaces { what, .. } => ("join namespace", (*what).to_owned()),
             Op::Unshare(_) => ("create namespace", String::new()),
-            Op::Sync | Op::Gate => ("wait for the shim", String::new()),
+            Op::Sync | Op::Gate | Op::GateListener { .. } => ("wait for the shim", String::new()),
             Op::BecomeRoot => ("become root of the user namespace", String::new()),
             Op::Session => ("create session", String::new()),
             Op::Propagation(_) => ("detach mount propagation from the host", "/".to_owned()),
             Op::AttachRoot(_) => ("attach root filesystem", "/".to_owned()),
             Op::LegacyRoot { target, .. } => ("mount root filesystem", text(target)),
-            Op::UseRoot => ("open root filesystem", "/".to_owned()),
             Op::Mount(mount) => mount.describe(part),
             Op::Remount { path, .. } => ("change attributes of mount", text(path)),
             Op::Devices(devices) => ("create device", devices.get(index).map(|d| text(&d.path)).unwrap_or_default()),
             Op::Links(links) => ("create link", links.get(index).map(|l| text(&l.0)).unwrap_or_default()),
+            Op::Folders { paths, .. } => ("create volume folder", paths.get(index).map(text).unwrap_or_default()),
             Op::Mask { paths, .. } => ("mask path", paths.get(index).map(text).unwrap_or_default()),
             Op::ReadOnly(paths) => ("make path read-only", paths.get(index).map(text).unwrap_or_default()),
             Op::RootAttributes { .. } => ("set attributes of root filesystem", "/".to_owned()),

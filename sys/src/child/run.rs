@@ -24,7 +24,7 @@ pub(super) unsafe extern "C" fn entry(start: *mut c_void) -> ! {
     raw::umask(0);
     for (index, op) in (0..).zip(start.ops) {
         if let Err((part, errno)) = child.perform(op) {
-            fail(start, Report { op: index, part, errno: errno.raw_os_error() });
+            fail(start, child.socket, Report { op: index, part, errno: errno.raw_os_error() });
         }
     }
     raw::exit(127)
@@ -53,18 +53,32 @@ unsafe fn clone_inside(start: *mut Start<'_>) -> io::Result<i32> {
     unsafe { raw::clone3_call(arguments, entry, start.cast()) }
 }
 
-fn fail(start: &Start<'_>, report: Report) -> ! {
+fn fail(start: &Start<'_>, socket: i32, report: Report) -> ! {
     if start.report.is_null() {
-        let mut bytes = [0_u8; size_of::<Report>()];
+        let mut bytes = [0_u8; super::MESSAGE_MAX];
         bytes[..4].copy_from_slice(&report.op.to_ne_bytes());
         bytes[4..8].copy_from_slice(&report.part.to_ne_bytes());
-        bytes[8..].copy_from_slice(&report.errno.to_ne_bytes());
-        let _ = raw::write(start.socket, &bytes);
+        bytes[8..12].copy_from_slice(&report.errno.to_ne_bytes());
+        let words = if socket == start.socket { &[] } else { words_for(start.ops, report.op) };
+        let length = words.len().min(bytes.len() - 12);
+        bytes[12..12 + length].copy_from_slice(&words[..length]);
+        let _ = raw::write(socket, &bytes[..12 + length]);
     } else {
         // SAFETY: the parent, suspended, waits with a Report of its own behind this pointer.
         unsafe { start.report.write_volatile(report) };
     }
     raw::exit(127)
+}
+
+/// What a starter that does not know the plan is told.
+fn words_for(ops: &[Op], failed: u32) -> &[u8] {
+    for (index, op) in (1..).zip(ops) {
+        if let Op::GateListener { words, .. } = op {
+            let after = failed.checked_sub(index).and_then(|after| usize::try_from(after).ok());
+            return after.and_then(|after| words.get(after)).map_or(&[], Vec::as_slice);
+        }
+    }
+    &[]
 }
 
 struct State {
@@ -84,6 +98,7 @@ impl State {
             Op::Unshare(kinds) => raw::unshare(kinds.bits()),
             Op::Sync => self.wait(super::SYNC),
             Op::Gate => self.wait(super::READY),
+            Op::GateListener { listener, .. } => self.wait_for_starter(listener.as_raw_fd()),
             Op::BecomeRoot => raw::setresgid(0).and_then(|()| raw::setresuid(0)),
             Op::Session => raw::setsid(),
             Op::Propagation(propagation) => {
@@ -92,11 +107,11 @@ impl State {
             }
             Op::AttachRoot(tree) => self.places.attach_root(tree.as_raw_fd()),
             Op::LegacyRoot { kind, target, data, .. } => self.places.legacy_root(kind, target, data),
-            Op::UseRoot => self.places.use_root(),
             Op::Mount(mount) => return self.places.mount(mount),
             Op::Remount { path, attributes, recursive } => self.places.remount(path, *attributes, *recursive),
             Op::Devices(devices) => return each(devices, |device| self.places.device(device)),
             Op::Links(links) => return each(links, |(path, target)| self.places.link(path, target)),
+            Op::Folders { paths, writable } => return each(paths, |path| self.places.folder(path, *writable)),
             Op::Mask { null, paths } => {
                 let (mut null_used, mut empty) = (false, -1);
                 return each(paths, |path| self.places.mask(null.as_raw_fd(), &mut null_used, &mut empty, path));
@@ -116,7 +131,10 @@ impl State {
             }
             Op::Hostname(name) => raw::sethostname(name),
             Op::Domainname(name) => raw::setdomainname(name),
-            Op::WriteProc { proc, path, value, .. } => write_proc(proc.as_raw_fd(), path, value),
+            Op::WriteProc { proc, path, value, lenient, .. } => match write_proc(proc.as_raw_fd(), path, value) {
+                Err(Errno::ACCESS | Errno::PERM) if *lenient => Ok(()),
+                other => other,
+            },
             Op::Rlimit { resource, soft, hard, .. } => raw::setrlimit(*resource, *soft, *hard),
             Op::Personality(value) => raw::personality(*value),
             Op::Scheduler(attributes) => raw::sched_setattr(attributes),
@@ -152,6 +170,26 @@ impl State {
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
+        }
+    }
+
+    fn wait_for_starter(&mut self, listener: i32) -> io::Result<()> {
+        raw::write(self.socket, &[super::READY])?;
+        raw::close(self.socket);
+        self.socket = -1;
+        loop {
+            let starter = match raw::accept(listener) {
+                Ok(starter) => starter,
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(errno) => return Err(errno),
+            };
+            let mut word = [0_u8; 1];
+            // One that goes away without a word has changed its mind.
+            if raw::read(starter, &mut word) == Ok(1) {
+                self.socket = starter;
+                return Ok(());
+            }
+            raw::close(starter);
         }
     }
 
@@ -216,9 +254,14 @@ fn become_user(identity: &Identity) -> Result<(), (u32, Errno)> {
     if identity.uid != 0 {
         raw::prctl(libc::PR_SET_KEEPCAPS, 1, 0).map_err(at(0))?;
     }
-    for capability in 0..=identity.last_capability {
+    for capability in 0..64_u32 {
         if identity.bounding & (1 << capability) == 0 {
-            raw::prctl(libc::PR_CAPBSET_DROP, capability as usize, 0).map_err(at(1))?;
+            match raw::prctl(libc::PR_CAPBSET_DROP, capability as usize, 0) {
+                Ok(()) => {}
+                // Past the kernel's last one.
+                Err(Errno::INVAL) if capability > 0 => break,
+                Err(errno) => return Err((1, errno)),
+            }
         }
     }
     if let Some(groups) = &identity.groups {

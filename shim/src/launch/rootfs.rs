@@ -1,0 +1,202 @@
+//! The root filesystem as a detached mount: an overlay of an image's layers, or a bind of a folder.
+//! In the shim, before the clone; nothing of it is in any mount table until the child attaches it in its own namespace.
+//! Owns the mount until it is handed over.
+//! Must never make it visible outside, nor follow what an image says about other layers (redirects, metadata-only copies).
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use keelson_sys::child::{Attributes, Op, Propagation};
+use keelson_sys::mount;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+
+use super::{LaunchError, OverlayRootfs};
+
+const STEP: &str = "mount overlay root filesystem";
+
+/// What the kernel must not do whatever its defaults are: renamed folders are copied, layers cannot point elsewhere.
+const PLAIN: [(&str, &str); 3] = [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")];
+
+/// A folder as root, with all that is mounted in it.
+pub(super) fn bind(path: &Path) -> Result<Op, LaunchError> {
+    let failed = |errno| LaunchError::system("open root filesystem", path.display().to_string(), errno);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, path, flags).map_err(failed)?;
+    mount::set_attributes(tree.as_fd(), Attributes::default(), Some(Propagation::Private), true).map_err(failed)?;
+    if !is_folder(&tree) {
+        return Err(failed(Errno::NOTDIR));
+    }
+    Ok(Op::AttachRoot(tree))
+}
+
+/// An overlay; with a user namespace, its layers' ids are shifted by that namespace's mappings.
+pub(super) fn overlay(overlay: &OverlayRootfs, idmap: Option<&OwnedFd>, bundle: &Path) -> Result<Op, LaunchError> {
+    if overlay.lower.is_empty() {
+        return Err(LaunchError::invalid(STEP, "", "no lower directory"));
+    }
+    let layers = Layers::open(overlay, idmap)?;
+    match mount_overlay(overlay, &layers, Lower::Each) {
+        Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir+" => {}
+        other => return other.map(Op::AttachRoot),
+    }
+    // Before Linux 6.7 layers are one string, and fsconfig takes 255 bytes of it; short names make that about fifteen layers.
+    match mount_overlay(overlay, &layers, Lower::Joined) {
+        Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir" => {}
+        other => return other.map(Op::AttachRoot),
+    }
+    legacy(overlay, layers, bundle)
+}
+
+enum Lower {
+    /// `lowerdir+`, one call each.
+    Each,
+    /// `lowerdir`, names joined by colons.
+    Joined,
+}
+
+/// The layers' folders. Their descriptors give names without colons, commas, or length, and shifted ones have no other name.
+struct Layers {
+    lower: Vec<OwnedFd>,
+    upper: OwnedFd,
+    work: OwnedFd,
+    shifted: bool,
+}
+
+impl Layers {
+    fn open(overlay: &OverlayRootfs, idmap: Option<&OwnedFd>) -> Result<Layers, LaunchError> {
+        let lower = overlay.lower.iter().map(|path| folder(path, idmap)).collect::<Result<_, _>>()?;
+        let Some(namespace) = idmap else {
+            return Ok(Layers {
+                lower,
+                upper: folder(&overlay.upper, None)?,
+                work: folder(&overlay.work, None)?,
+                shifted: false,
+            });
+        };
+        // Upper and work must be on one mount: their common parent is shifted, and both are opened below it.
+        let parent = overlay.upper.parent().filter(|parent| Some(*parent) == overlay.work.parent());
+        let (Some(parent), Some(upper), Some(work)) = (parent, overlay.upper.file_name(), overlay.work.file_name())
+        else {
+            return Err(LaunchError::invalid(STEP, "", "upper and work directories must be siblings to be shifted"));
+        };
+        let shifted = folder(parent, Some(namespace))?;
+        let below = |name: &std::ffi::OsStr| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            rustix::fs::openat(&shifted, name, flags, Mode::empty())
+                .map_err(|errno| LaunchError::system("open layer", name.to_string_lossy(), errno))
+        };
+        Ok(Layers { lower, upper: below(upper)?, work: below(work)?, shifted: true })
+    }
+}
+
+fn folder(path: &Path, idmap: Option<&OwnedFd>) -> Result<OwnedFd, LaunchError> {
+    let failed = |errno| LaunchError::system("open layer", path.display().to_string(), errno);
+    let Some(namespace) = idmap else {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        return rustix::fs::open(path, flags, Mode::empty()).map_err(failed);
+    };
+    let tree =
+        open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(failed)?;
+    mount::set_idmap(tree.as_fd(), namespace.as_fd(), false)
+        .map_err(|errno| failed(errno).with_hint("its filesystem may not support id-mapped mounts"))?;
+    Ok(tree)
+}
+
+fn name(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn mount_overlay(overlay: &OverlayRootfs, layers: &Layers, lower: Lower) -> Result<OwnedFd, LaunchError> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|errno| LaunchError::system(STEP, "", errno).with_hint("is the overlay module loaded?"))?;
+    let failed = |key: &str, errno| {
+        let mut error = LaunchError::system(STEP, key, errno);
+        let said = kernel_words(&context);
+        if !said.is_empty() {
+            error.hint = said;
+        }
+        error
+    };
+    let set = |key: &str, path: &Path, fd: &OwnedFd| {
+        // Shifted folders have no path; a path is used otherwise, because mountinfo shows it to people.
+        let result = if !layers.shifted && path.as_os_str().len() < 256 {
+            fsconfig_set_string(context.as_fd(), key, path)
+        } else {
+            match fsconfig_set_fd(context.as_fd(), key, fd.as_fd()) {
+                // Descriptors are taken since Linux 6.13.
+                Err(Errno::INVAL) => fsconfig_set_string(context.as_fd(), key, name(fd)),
+                other => other,
+            }
+        };
+        result.map_err(|errno| failed(key, errno))
+    };
+    match lower {
+        Lower::Each => {
+            for (path, fd) in overlay.lower.iter().zip(&layers.lower) {
+                set("lowerdir+", path, fd)?;
+            }
+        }
+        Lower::Joined => {
+            let names: Vec<String> = layers.lower.iter().map(name).collect();
+            fsconfig_set_string(context.as_fd(), "lowerdir", names.join(":"))
+                .map_err(|errno| failed("lowerdir", errno))?;
+        }
+    }
+    set("upperdir", &overlay.upper, &layers.upper)?;
+    set("workdir", &overlay.work, &layers.work)?;
+    for (key, value) in PLAIN {
+        fsconfig_set_string(context.as_fd(), key, value).map_err(|errno| failed(key, errno))?;
+    }
+    if overlay.volatile {
+        fsconfig_set_flag(context.as_fd(), "volatile").map_err(|errno| failed("volatile", errno))?;
+    }
+    fsconfig_create(context.as_fd()).map_err(|errno| failed("", errno))?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(|errno| failed("", errno))
+}
+
+/// For kernels whose fsconfig cannot take the layers: mount(2) by the child on the bundle's folder, seen by nobody else.
+fn legacy(overlay: &OverlayRootfs, layers: Layers, bundle: &Path) -> Result<Op, LaunchError> {
+    let names: Vec<String> = layers.lower.iter().map(name).collect();
+    let mut data =
+        format!("lowerdir={},upperdir={},workdir={}", names.join(":"), name(&layers.upper), name(&layers.work));
+    for (key, value) in PLAIN {
+        data.push_str(&format!(",{key}={value}"));
+    }
+    if overlay.volatile {
+        data.push_str(",volatile");
+    }
+    if data.len() >= 4096 {
+        return Err(LaunchError::unsupported(
+            STEP,
+            "",
+            "more layers than this kernel's mount call takes; use Linux 6.7 or newer",
+        ));
+    }
+    let target =
+        CString::new(bundle.as_os_str().as_bytes()).map_err(|_| LaunchError::system(STEP, "", Errno::INVAL))?;
+    let data = super::c_string(STEP, &data)?;
+    let keep = layers.lower.into_iter().chain([layers.upper, layers.work]).collect();
+    Ok(Op::LegacyRoot { kind: c"overlay".into(), target, data, keep })
+}
+
+/// What the kernel noted down about a failure: `overlay: workdir and upperdir must reside under the same mount`.
+fn kernel_words(context: &OwnedFd) -> String {
+    let mut said = Vec::new();
+    let mut buffer = [0_u8; 512];
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
+        let line = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).trim_end().to_owned();
+        said.push(line.strip_prefix("e ").map_or(line.clone(), str::to_owned));
+    }
+    said.join("; ")
+}
+
+pub(super) fn is_folder(fd: &OwnedFd) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+}
