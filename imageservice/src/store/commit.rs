@@ -20,6 +20,7 @@ use crate::{
     content::ContentError,
     image::{Image, ImageConfig, ImageId},
     layer::{Compression, Job, LayerDescriptor, LayerHold, UnpackError},
+    usage::FsUsage,
 };
 
 /// Everything that makes an image, verified and in place but for the record.
@@ -218,7 +219,8 @@ impl ImageService {
         let mut seen = BTreeSet::new();
         let layers = new.layers.iter().filter(|hold| seen.insert(*hold.diff_id()));
         let layers = layers.map(|hold| hold.record().usage.used_bytes);
-        layers.chain(record.blobs.iter().filter_map(|blob| self.content.size(blob))).fold(0, u64::saturating_add)
+        let blobs = record.blobs.iter().filter_map(|blob| self.content.size(blob));
+        layers.chain(blobs.map(|size| FsUsage::file(size).used_bytes)).fold(0, u64::saturating_add)
     }
 }
 

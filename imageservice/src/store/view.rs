@@ -61,10 +61,11 @@ impl View {
         self.names.get(&format!("{repository}@{digest}")).cloned()
     }
 
-    /// A unique prefix of an id, with or without its algorithm.
+    /// A unique prefix of an id. Without the algorithm before it, twelve characters at least: a shorter one may be the name of an
+    /// image that is not here, and another must not run in its place.
     fn by_prefix(&self, name: &str) -> Option<Arc<Image>> {
-        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        let (prefix, least) = name.strip_prefix("sha256:").map_or((name, 12), |prefix| (prefix, 1));
+        if !(least..=64).contains(&prefix.len()) || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return None;
         }
         let from = self.images.partition_point(|image| *image.id.hex() < *prefix);
