@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use keelson_api::Digest;
 use tokio::sync::Semaphore;
 
-pub use self::error::PullError;
+pub use self::error::{PullError, PullFailure};
 use self::{
     flight::Flights,
     layer::{LayerKey, LayerResult},

@@ -96,8 +96,10 @@ impl Node {
         let store = self.temp.path().join("store");
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         loop {
-            let left: Vec<_> =
-                ["content/tmp", "layers/tmp", "images/tmp", "trash"].iter().flat_map(|dir| names(&store.join(dir))).collect();
+            let left: Vec<_> = ["content/tmp", "layers/tmp", "images/tmp", "trash"]
+                .iter()
+                .flat_map(|dir| names(&store.join(dir)))
+                .collect();
             if left.is_empty() {
                 break;
             }

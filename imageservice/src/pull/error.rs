@@ -133,7 +133,57 @@ pub enum PullError {
     },
 }
 
+/// What a face must tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullFailure {
+    /// No such image, or a part of it is missing.
+    NotFound,
+    /// The registry refuses this caller.
+    Unauthorized,
+    /// No endpoint could be reached or was well.
+    Unavailable,
+    /// The transfer stalled, or the caller's time is up.
+    Timeout,
+    /// What was asked, configured or pulled makes no sense.
+    Invalid,
+    /// The disk is full.
+    Exhausted,
+    /// Our own trouble.
+    Internal,
+}
+
 impl PullError {
+    /// Which kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> PullFailure {
+        match self {
+            Self::NotFound { .. } => PullFailure::NotFound,
+            Self::Unauthorized { .. } => PullFailure::Unauthorized,
+            Self::RegistryUnavailable { source, .. } => match source.decisive() {
+                Some(Cause::Stalled { .. }) => PullFailure::Timeout,
+                _ => PullFailure::Unavailable,
+            },
+            Self::DeadlineExceeded { .. } => PullFailure::Timeout,
+            Self::InvalidReference { .. } | Self::InvalidCredentials { .. } | Self::Hosts { .. } => {
+                PullFailure::Invalid
+            }
+            Self::BadAnswer { .. } | Self::InvalidManifest { .. } => PullFailure::Invalid,
+            Self::Unpack { source, .. } => match **source {
+                UnpackError::Io { .. } | UnpackError::Read { .. } | UnpackError::Cancelled => PullFailure::Internal,
+                UnpackError::DiskFull { .. } => PullFailure::Exhausted,
+                UnpackError::Size { .. }
+                | UnpackError::Digest { .. }
+                | UnpackError::DiffId { .. }
+                | UnpackError::Inflate { .. }
+                | UnpackError::Archive { .. }
+                | UnpackError::Refused { .. }
+                | UnpackError::Limit { .. } => PullFailure::Invalid,
+            },
+            Self::NoSpace { .. } => PullFailure::Exhausted,
+            Self::Commit { .. } | Self::Interrupted { .. } => PullFailure::Internal,
+        }
+    }
+
     /// The variant that fits what the endpoints said.
     pub(super) fn from_attempts(reference: &str, what: &str, source: Attempts) -> Self {
         let (reference, what) = (reference.to_owned(), what.to_owned());

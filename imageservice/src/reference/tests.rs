@@ -118,6 +118,8 @@ prop_compose! {
         tag in proptest::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}"),
         digest in proptest::option::of("[0-9a-f]{64}"),
     ) -> String {
+        // Without a host, a first component with a dot would be one.
+        let host = host.or_else(|| (path.len() > 1).then(|| "docker.io".to_owned()));
         let mut text = host.map(|host| format!("{host}/")).unwrap_or_default();
         text.push_str(&path.join("/"));
         if let Some(tag) = tag {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use reqwest::{Client, Url};
 
 use super::{
@@ -77,8 +77,8 @@ pub(super) struct Endpoint {
 #[derive(Debug)]
 struct Plain {
     endpoint: Arc<Endpoint>,
-    /// It was found to be what listens there.
-    preferred: AtomicBool,
+    /// TLS was found to be what is spoken after all.
+    is_tls: AtomicBool,
 }
 
 /// Settings that make no endpoint.
@@ -125,10 +125,10 @@ impl Endpoint {
         })
     }
 
-    /// Lets a failed TLS handshake be followed by plain http.
+    /// Lets this be asked over plain http first: on loopback seldom anything else listens, a TLS server refuses such a request at
+    /// once, and a plain one may wait long for the rest of what it takes a TLS greeting for.
     pub(super) fn allow_plain(&mut self) {
         let mut base = self.base.clone();
-        // The port is explicit: the default ones are not fallen back from.
         if base.set_scheme("http").is_err() {
             return;
         }
@@ -147,30 +147,31 @@ impl Endpoint {
             elsewhere: self.elsewhere.clone(),
             plain: None,
         };
-        self.plain = Some(Plain { endpoint: Arc::new(endpoint), preferred: AtomicBool::new(false) });
+        self.plain = Some(Plain { endpoint: Arc::new(endpoint), is_tls: AtomicBool::new(false) });
     }
 
-    /// What to ask first here: this endpoint, or its plain form once that is known to be the right one.
+    /// What to ask first here: the plain form, if there is one, unless TLS is known to be spoken.
     pub(super) fn current(self: &Arc<Self>) -> Arc<Self> {
         match &self.plain {
-            Some(plain) if plain.preferred.load(Ordering::Relaxed) => plain.endpoint.clone(),
+            Some(plain) if !plain.is_tls.load(Ordering::Relaxed) => plain.endpoint.clone(),
             _ => self.clone(),
         }
     }
 
-    /// What to ask after `asked` failed with `cause` on a loopback port: the other form of the same endpoint.
+    /// What to ask after the plain form failed in a way in which TLS servers do.
     pub(super) fn other_form(self: &Arc<Self>, asked: &Arc<Self>, cause: &Cause) -> Option<Arc<Self>> {
-        let plain = self.plain.as_ref()?;
-        if plain.preferred.load(Ordering::Relaxed) || !Arc::ptr_eq(self, asked) {
-            return None;
-        }
-        matches!(cause, Cause::Tls { .. }).then(|| plain.endpoint.clone())
+        let suspect = match cause {
+            Cause::Connect { reason } => !reason.contains("refused"),
+            Cause::Status { status, .. } => *status == StatusCode::BAD_REQUEST,
+            _ => false,
+        };
+        (suspect && !Arc::ptr_eq(self, asked)).then(|| self.clone())
     }
 
-    /// Notes which form has answered, or that the plain one has stopped to.
-    pub(super) fn learn(&self, plain_works: bool) {
+    /// Notes which form has answered, or with `None` that the known one does not any more.
+    pub(super) fn learn(self: &Arc<Self>, answered: Option<&Arc<Self>>) {
         if let Some(plain) = &self.plain {
-            plain.preferred.store(plain_works, Ordering::Relaxed);
+            plain.is_tls.store(answered.is_some_and(|form| Arc::ptr_eq(self, form)), Ordering::Relaxed);
         }
     }
 

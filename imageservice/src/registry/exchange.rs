@@ -153,14 +153,21 @@ pub(super) fn cause_of(error: &reqwest::Error) -> Cause {
         return Cause::Connect { reason: "connecting took too long".into() };
     }
     while let Some(inner) = source {
-        if inner.downcast_ref::<rustls::Error>().is_some() {
-            return Cause::Tls { reason };
-        }
-        let io = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if io.is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some()) {
+        if is_tls(inner) {
             return Cause::Tls { reason };
         }
         source = inner.source();
     }
     Cause::Connect { reason }
+}
+
+/// Whether it is an error of the TLS library, also inside I/O errors: those leave themselves out of the chain of sources.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut io = error.downcast_ref::<std::io::Error>();
+    let mut tls = error.is::<rustls::Error>();
+    while let Some(inner) = io.and_then(std::io::Error::get_ref) {
+        tls |= inner.is::<rustls::Error>();
+        io = inner.downcast_ref::<std::io::Error>();
+    }
+    tls
 }

@@ -181,11 +181,11 @@ fn origin_in(host: &str, stanza: &Stanza, place: (&Path, &mut Vec<Seen>)) -> Res
     let (name, port) = split_port(authority);
     let local = is_loopback(name);
     let scheme = if local && port == Some(80) { "http" } else { "https" };
-    // What listens on a loopback port seldom has a certificate; containerd falls back likewise.
-    let fallback = local && !matches!(port, Some(80 | 443));
+    // Who has given certificates for it means TLS.
+    let plain = local && !matches!(port, Some(80 | 443)) && stanza.ca.is_empty() && stanza.client.is_empty();
     let stanza = Stanza { url: Some(format!("{scheme}://{authority}")), override_path: false, ..stanza.clone() };
     let mut endpoint = build(host, &stanza, Role::Origin, place)?;
-    if fallback {
+    if plain {
         endpoint.allow_plain();
     }
     Ok(endpoint)

@@ -235,29 +235,24 @@ impl<'a> Walk<'a> {
             let asked = printable(&ask.method, &form.url(&ask.path));
             let cause = match exchange::ask(self.session, &form, ask).await {
                 Ok(response) => {
-                    endpoint.learn(!Arc::ptr_eq(&form, endpoint));
+                    endpoint.learn(Some(&form));
                     return Some((response, Served { asked, at }));
                 }
                 Err(cause) => cause,
             };
-            let answered = !matches!(
-                cause,
-                Cause::Connect { .. } | Cause::Tls { .. } | Cause::Timeout { .. } | Cause::Setup { .. }
-            );
-            if answered {
-                endpoint.learn(!Arc::ptr_eq(&form, endpoint));
-            }
             if let Some(other) = endpoint.other_form(&form, &cause) {
                 self.attempts.push(&asked, cause);
                 form = other;
                 continue;
             }
+            let silent = matches!(
+                cause,
+                Cause::Connect { .. } | Cause::Tls { .. } | Cause::Timeout { .. } | Cause::Setup { .. }
+            );
+            endpoint.learn((!silent).then_some(&form));
             tried += 1;
             let wait = self.wait_before_retry(&cause, pause).filter(|_| tried < tries);
             let Some(wait) = wait else {
-                if matches!(cause, Cause::Connect { .. }) {
-                    endpoint.learn(false);
-                }
                 self.attempts.push(&asked, cause);
                 return None;
             };

@@ -42,7 +42,10 @@ async fn a_password_is_shown_when_asked_for_and_remembered() {
 }
 
 /// A registry with a token server on its own; tokens are good for three requests.
-async fn with_tokens(made: &Image, check: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> (Server, Server) {
+async fn with_tokens(
+    made: &Image,
+    check: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static,
+) -> (Server, Server) {
     let issued = Arc::new(AtomicUsize::new(0));
     let counter = issued.clone();
     let tokens = Server::plain(Shelf::new(), move |request| {
@@ -77,7 +80,10 @@ async fn a_token_is_fetched_used_and_fetched_again_when_refused() {
     Node::new().pull(&format!("{}/team/app:1", registry.host())).await.unwrap();
     let asked = tokens.seen();
     assert!(!asked.is_empty() && asked.len() <= 4, "{asked:?}");
-    assert!(asked.iter().all(|request| request.query == "service=reg&scope=repository%3Ateam%2Fapp%3Apull"), "{asked:?}");
+    assert!(
+        asked.iter().all(|request| request.query == "service=reg&scope=repository%3Ateam%2Fapp%3Apull"),
+        "{asked:?}"
+    );
     assert!(asked.iter().all(|request| request.header("authorization").is_none()), "an anonymous pull shows nothing");
 }
 
@@ -86,12 +92,21 @@ async fn each_kind_of_credential_is_shown_in_its_own_way() {
     let made = Image::simple(3);
     let name = |registry: &Server| format!("{}/team/app:1", registry.host());
 
-    let (registry, tokens) = with_tokens(&made, |request| (!authorized(request, BASIC)).then(|| Reply::status(401))).await;
+    let (registry, tokens) =
+        with_tokens(&made, |request| (!authorized(request, BASIC)).then(|| Reply::status(401))).await;
     let text = Node::new().refuse_as(&name(&registry), Some(password("user", "bad"))).await;
-    assert!(text.contains("access denied") && text.contains("token from http://") && text.contains("credentials were refused"), "{text}");
+    assert!(
+        text.contains("access denied")
+            && text.contains("token from http://")
+            && text.contains("credentials were refused"),
+        "{text}"
+    );
     Node::new().pull_as(&name(&registry), Some(password("user", "secret"))).await.unwrap();
     assert!(tokens.seen().iter().all(|request| request.query.ends_with("&account=user")), "{:?}", tokens.seen());
-    assert!(registry.seen().iter().all(|request| !authorized(request, BASIC)), "the password goes to the token server only");
+    assert!(
+        registry.seen().iter().all(|request| !authorized(request, BASIC)),
+        "the password goes to the token server only"
+    );
 
     let identity = Credentials { identity_token: "refresh&me".into(), ..Credentials::default() };
     let (registry, tokens) = with_tokens(&made, |request| (request.method != "POST").then(|| Reply::status(401))).await;
@@ -121,7 +136,8 @@ async fn a_token_server_that_misbehaves_is_an_error_with_its_name() {
     ];
     for (reply, want) in table {
         let (registry, tokens) = with_tokens(&made, move |_| Some(reply.clone())).await;
-        let text = Node::new().refuse_as(&format!("{}/team/app:1", registry.host()), Some(password("user", "secret"))).await;
+        let text =
+            Node::new().refuse_as(&format!("{}/team/app:1", registry.host()), Some(password("user", "secret"))).await;
         assert!(text.contains(want), "{want}: {text}");
         assert!(text.contains(&tokens.host()) || want.contains("header"), "{text}");
         assert!(!text.contains("secret"), "{text}");
@@ -149,10 +165,7 @@ async fn a_redirect_to_another_host_carries_no_credential() {
     })
     .await;
     let node = Node::new();
-    node.hosts(
-        "registry.test",
-        &format!("server = \"http://{}\"\n[header]\nx-corporate = \"key\"\n", registry.host()),
-    );
+    node.hosts("registry.test", &format!("server = \"http://{}\"\n[header]\nx-corporate = \"key\"\n", registry.host()));
     node.pull_as("registry.test/app:1", Some(password("user", "secret"))).await.unwrap();
     let strangers = elsewhere.seen();
     assert_eq!(strangers.len(), 2, "{strangers:?}");
@@ -189,7 +202,10 @@ async fn foreign_layers_are_never_fetched() {
     layer["mediaType"] = serde_json::json!("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip");
     let body = document.to_string().into_bytes();
     let server = Server::plain(made.shelf("app", "x"), move |request| {
-        request.path.contains("/manifests/").then(|| Reply::ok("application/vnd.oci.image.manifest.v1+json", body.clone()))
+        request
+            .path
+            .contains("/manifests/")
+            .then(|| Reply::ok("application/vnd.oci.image.manifest.v1+json", body.clone()))
     })
     .await;
     let text = Node::new().refuse_as(&format!("{}/app:1", server.host()), Some(password("user", "secret"))).await;
@@ -229,7 +245,10 @@ async fn a_mirror_sees_only_credentials_that_are_its_own() {
     hosts(&node);
     let other = Credentials { server_address: "https://elsewhere.test".into(), ..password("user", "secret") };
     let text = node.refuse_as("registry.test/app:1", Some(other)).await;
-    assert!(text.contains("credentials were withheld") && text.contains(&mirror.host()) && text.contains(&origin.host()), "{text}");
+    assert!(
+        text.contains("credentials were withheld") && text.contains(&mirror.host()) && text.contains(&origin.host()),
+        "{text}"
+    );
     let all = mirror.seen().into_iter().chain(origin.seen());
     assert!(all.into_iter().all(|request| request.header("authorization").is_none()));
 }

@@ -42,7 +42,8 @@ async fn every_packing_of_both_families_is_pulled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_yields_the_image_for_this_node() {
-    let (intel, arm) = (Image::simple(1), Image::new(Family::Oci, "arm64", vec![Layer::new(Packing::Gzip, &[("x", b"arm")])]));
+    let (intel, arm) =
+        (Image::simple(1), Image::new(Family::Oci, "arm64", vec![Layer::new(Packing::Gzip, &[("x", b"arm")])]));
     for family in [Family::Oci, Family::Docker] {
         let mut shelf = Shelf::new();
         let index = image::publish_index(family, &[&arm, &intel], &mut shelf, ("app", "1"));
@@ -50,7 +51,11 @@ async fn an_index_yields_the_image_for_this_node() {
         let node = Node::new();
         let image = node.pull(&format!("{}/app:1", server.host())).await.unwrap();
         assert_eq!(image.id, intel.id());
-        assert_eq!(image.digests, [format!("{}/app@{index}", server.host())], "the digest is that of what was asked for");
+        assert_eq!(
+            image.digests,
+            [format!("{}/app@{index}", server.host())],
+            "the digest is that of what was asked for"
+        );
         let node = Node::with(|config| config.platform.architecture = "riscv64".into());
         let text = node.refuse(&format!("{}/app:1", server.host())).await;
         assert!(text.contains("not built for linux/riscv64") && text.contains("linux/arm64"), "{text}");
@@ -69,7 +74,10 @@ async fn a_pull_by_digest_is_held_to_that_digest() {
     .await;
     let node = Node::new();
     let text = node.refuse(&format!("{}/app@{}", liar.host(), made.digest())).await;
-    assert!(text.contains(&format!("asked for {}, got content with the digest {}", made.digest(), other.digest())), "{text}");
+    assert!(
+        text.contains(&format!("asked for {}, got content with the digest {}", made.digest(), other.digest())),
+        "{text}"
+    );
     let image = node.pull(&format!("{}/app:1@{}", honest.host(), made.digest())).await.unwrap();
     assert!(image.tags.is_empty(), "a tag beside a digest was not checked: {:?}", image.tags);
     assert_eq!(image.digests, [format!("{}/app@{}", honest.host(), made.digest())]);
@@ -131,21 +139,54 @@ async fn what_is_no_image_is_refused_with_its_reason() {
     let none = |_: &mut Value| {};
     let table: Vec<(Reply, &str, &str)> = vec![
         (hostile(|document| document["manifests"] = json!([])), "InvalidManifest", "both `layers` and `manifests`"),
-        (Reply::ok("application/vnd.docker.distribution.manifest.v1+prettyjws", r#"{"schemaVersion":1}"#), "InvalidManifest", "schema 1"),
-        (Reply::ok("application/vnd.oci.image.index.v1+json", hostile(none).body), "InvalidManifest", "was announced as"),
+        (
+            Reply::ok("application/vnd.docker.distribution.manifest.v1+prettyjws", r#"{"schemaVersion":1}"#),
+            "InvalidManifest",
+            "schema 1",
+        ),
+        (
+            Reply::ok("application/vnd.oci.image.index.v1+json", hostile(none).body),
+            "InvalidManifest",
+            "was announced as",
+        ),
         (hostile(|document| document["layers"] = json!([])), "InvalidManifest", "0 layers, the config 1 diff ids"),
-        (hostile(|document| document["layers"][0]["digest"] = json!("sha256:../../../etc/passwd")), "InvalidManifest", "digest"),
-        (hostile(|document| document["layers"][0]["size"] = json!(u64::MAX)), "InvalidManifest", "the limit of this node"),
-        (hostile(|document| document["config"]["mediaType"] = json!("application/vnd.example.model")), "InvalidManifest", "artifact"),
-        (Reply::ok("application/vnd.oci.image.manifest.v1+json", vec![b' '; 5 << 20]), "BadAnswer", "larger than 4194304 bytes"),
-        (Reply::ok("application/vnd.oci.image.manifest.v1+json", "{".repeat(10_000)), "InvalidManifest", "parse manifest"),
+        (
+            hostile(|document| document["layers"][0]["digest"] = json!("sha256:../../../etc/passwd")),
+            "InvalidManifest",
+            "digest",
+        ),
+        (
+            hostile(|document| document["layers"][0]["size"] = json!(u64::MAX)),
+            "InvalidManifest",
+            "the limit of this node",
+        ),
+        (
+            hostile(|document| document["config"]["mediaType"] = json!("application/vnd.example.model")),
+            "InvalidManifest",
+            "artifact",
+        ),
+        (
+            Reply::ok("application/vnd.oci.image.manifest.v1+json", vec![b' '; 5 << 20]),
+            "BadAnswer",
+            "larger than 4194304 bytes",
+        ),
+        (
+            Reply::ok("application/vnd.oci.image.manifest.v1+json", "{".repeat(10_000)),
+            "InvalidManifest",
+            "parse manifest",
+        ),
         (Reply::ok("application/vnd.oci.image.manifest.v1+json", ""), "InvalidManifest", "parse manifest"),
         (Reply::ok("text/html; charset=utf-8", "<html>log in</html>"), "BadAnswer", "a web page instead of a manifest"),
-        (hostile(none).header("docker-content-digest", Digest::from_sha256([7; 32]).to_string()), "BadAnswer", "got content with the digest"),
+        (
+            hostile(none).header("docker-content-digest", Digest::from_sha256([7; 32]).to_string()),
+            "BadAnswer",
+            "got content with the digest",
+        ),
     ];
     for (reply, variant, want) in table {
         let shelf = Image::simple(7).shelf("app", "other");
-        let server = Server::plain(shelf, move |request| request.path.ends_with("/manifests/1").then(|| reply.clone())).await;
+        let server =
+            Server::plain(shelf, move |request| request.path.ends_with("/manifests/1").then(|| reply.clone())).await;
         let node = Node::new();
         let name = format!("{}/app:1", server.host());
         let error = node.pull(&name).await.unwrap_err();
@@ -160,14 +201,26 @@ async fn what_is_no_image_is_refused_with_its_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn statuses_become_errors_that_say_what_to_do() {
     let table: Vec<(Reply, PullFailure, &[&str])> = vec![
-        (Reply::error(404, "NAME_UNKNOWN", "no\\nsuch repo"), PullFailure::NotFound, &["not found (NAME_UNKNOWN: no such repo)", "check name and tag"]),
+        (
+            Reply::error(404, "NAME_UNKNOWN", "no\\nsuch repo"),
+            PullFailure::NotFound,
+            &["not found (NAME_UNKNOWN: no such repo)", "check name and tag"],
+        ),
         (Reply::status(401), PullFailure::Unauthorized, &["401", "asked without credentials", "image pull secret"]),
         (Reply::error(403, "DENIED", "no"), PullFailure::Unauthorized, &["403 forbidden (DENIED: no)"]),
-        (Reply::status(429).header("retry-after", "3600"), PullFailure::Unavailable, &["429", "retry after 3600 s", "mirror in hosts.toml"]),
+        (
+            Reply::status(429).header("retry-after", "3600"),
+            PullFailure::Unavailable,
+            &["429", "retry after 3600 s", "mirror in hosts.toml"],
+        ),
         (Reply::status(500), PullFailure::Unavailable, &["500", "try again later"]),
         (Reply::status(418), PullFailure::Invalid, &["418"]),
         (Reply::status(302), PullFailure::Invalid, &["names no location"]),
-        (Reply::status(302).header("location", "file:///etc/passwd"), PullFailure::Invalid, &["leads to a `file:` URL"]),
+        (
+            Reply::status(302).header("location", "file:///etc/passwd"),
+            PullFailure::Invalid,
+            &["leads to a `file:` URL"],
+        ),
         (Reply::status(307).header("location", "/v2/app/manifests/1"), PullFailure::Invalid, &["more than 5 in a row"]),
     ];
     for (reply, kind, words) in table {
@@ -180,24 +233,33 @@ async fn statuses_become_errors_that_say_what_to_do() {
         for word in words {
             assert!(text.contains(word), "{word}: {text}");
         }
-        assert!(text.contains(&format!("http://{}/v2/app/manifests/1", server.host())) && !text.contains('\n'), "{text}");
+        assert!(
+            text.contains(&format!("http://{}/v2/app/manifests/1", server.host())) && !text.contains('\n'),
+            "{text}"
+        );
     }
     let node = Node::new();
     // Nobody listens on port 1.
     let text = node.refuse("127.0.0.1:1/app:1").await;
-    assert!(text.contains("registry unavailable") && text.contains("refused") && text.contains("check that the registry runs"), "{text}");
+    assert!(
+        text.contains("registry unavailable")
+            && text.contains("refused")
+            && text.contains("check that the registry runs"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_passing_trouble_is_waited_out() {
     let made = Image::simple(8);
     let tries = std::sync::atomic::AtomicUsize::new(0);
-    let server = Server::plain(made.shelf("app", "1"), move |_| match tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
-        0 => Some(Reply::status(429).header("retry-after", "1")),
-        1 | 3 => Some(Reply::status(503)),
-        _ => None,
-    })
-    .await;
+    let server =
+        Server::plain(made.shelf("app", "1"), move |_| match tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Some(Reply::status(429).header("retry-after", "1")),
+            1 | 3 => Some(Reply::status(503)),
+            _ => None,
+        })
+        .await;
     assert_eq!(Node::new().pull(&format!("{}/app:1", server.host())).await.unwrap().id, made.id());
 }
 

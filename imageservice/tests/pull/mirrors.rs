@@ -81,11 +81,20 @@ async fn the_error_tells_every_endpoint_and_the_last_one_decides() {
     let empty = Server::plain(Shelf::new(), |_| None).await;
     let busy = Server::plain(Shelf::new(), |_| Some(Reply::status(429))).await;
     let node = Node::new();
-    let text = format!("server = \"http://{}\"\n[host.\"http://{down}\"]\n[host.\"http://{}\"]\n", empty.host(), busy.host());
+    let text =
+        format!("server = \"http://{}\"\n[host.\"http://{down}\"]\n[host.\"http://{}\"]\n", empty.host(), busy.host());
     node.hosts("r.test", &text);
     let error = node.pull("r.test/app:1").await.unwrap_err();
     let text = super::chain(&error);
-    for word in [down, "refused", &busy.host(), "429", &empty.host(), "not found (MANIFEST_UNKNOWN: no such thing)", "check name and tag"] {
+    for word in [
+        down,
+        "refused",
+        &busy.host(),
+        "429",
+        &empty.host(),
+        "not found (MANIFEST_UNKNOWN: no such thing)",
+        "check name and tag",
+    ] {
         assert!(text.contains(word), "{word}: {text}");
     }
     assert!(matches!(error, super::PullError::NotFound { .. }), "{text}");

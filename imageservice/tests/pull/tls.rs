@@ -49,11 +49,14 @@ impl Authority {
     fn server(&self, clients: bool) -> rustls::ServerConfig {
         let Issued { cert, key } = self.issue("127.0.0.1");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+        let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let builder = if clients {
             let mut roots = rustls::RootCertStore::empty();
             roots.add(self.issuer.der().clone()).unwrap();
-            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+            let verifier =
+                rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
             builder.with_client_cert_verifier(verifier)
         } else {
             builder.with_no_client_auth()
@@ -111,7 +114,8 @@ async fn a_client_certificate_is_shown_to_its_endpoint() {
     let made = Image::simple(3);
     let server = Server::tls(made.shelf("app", "1"), authority.server(true), |_| None).await;
     let node = Node::new();
-    let text = format!("server = \"https://{}\"\nca = \"ca.pem\"\nclient = [[\"me.pem\", \"me.key\"]]\n", server.host());
+    let text =
+        format!("server = \"https://{}\"\nca = \"ca.pem\"\nclient = [[\"me.pem\", \"me.key\"]]\n", server.host());
     node.hosts("r.test", &text);
     put(&node, "r.test", "ca.pem", &authority.pem());
     let client = authority.issue("client");
@@ -139,7 +143,8 @@ async fn a_loopback_registry_may_speak_either() {
 async fn nothing_leads_from_https_to_http() {
     let authority = Authority::new("downgrade");
     let made = Image::simple(5);
-    let thief = Server::plain(made.shelf("app", "1"), |_| Some(Reply::ok("application/json", r#"{"token":"x"}"#))).await;
+    let thief =
+        Server::plain(made.shelf("app", "1"), |_| Some(Reply::ok("application/json", r#"{"token":"x"}"#))).await;
     let stolen = thief.host();
     let redirect = {
         let stolen = stolen.clone();
@@ -150,7 +155,10 @@ async fn nothing_leads_from_https_to_http() {
         .await
     };
     let realm = Server::tls(Shelf::new(), authority.server(false), move |_| {
-        Some(Reply::status(401).header("www-authenticate", format!("Bearer realm=\"http://{stolen}/token\",service=\"s\"")))
+        Some(
+            Reply::status(401)
+                .header("www-authenticate", format!("Bearer realm=\"http://{stolen}/token\",service=\"s\"")),
+        )
     })
     .await;
     for (server, want) in [(redirect, "leads from https to http"), (realm, "token server on http")] {
@@ -182,7 +190,10 @@ async fn a_client_certificate_does_not_follow_a_redirect() {
     let client = authority.issue("client");
     put(&node, "r.test", "me.pem", &format!("{}{}", client.cert.pem(), client.key.serialize_pem()));
     let text = node.refuse("r.test/app:1").await;
-    assert!(text.contains("CertificateRequired") || text.contains("certificate required") || text.contains("unavailable"), "{text}");
+    assert!(
+        text.contains("CertificateRequired") || text.contains("certificate required") || text.contains("unavailable"),
+        "{text}"
+    );
     assert!(elsewhere.seen().is_empty());
     assert!(!server.seen().is_empty());
 }

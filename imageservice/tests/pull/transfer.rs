@@ -139,7 +139,8 @@ async fn lengths_that_do_not_fit_are_refused_at_once() {
     assert!(text.contains("it has 50000 bytes"), "{text}");
     let wrong = rude(&made, |number, _, honest| match number {
         0 => Reply { cut: Some(10_000), ..honest },
-        _ => Reply { status: 206, ..Reply::ok("application/octet-stream", honest.body) }.header("content-range", "bytes 7-9/100"),
+        _ => Reply { status: 206, ..Reply::ok("application/octet-stream", honest.body) }
+            .header("content-range", "bytes 7-9/100"),
     })
     .await;
     let text = Node::new().refuse(&format!("{}/app:1", wrong.host())).await;

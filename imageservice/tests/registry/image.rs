@@ -10,13 +10,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::server::Shelf;
 
-pub fn digest(bytes: &[u8]) -> Digest {
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest::from_sha256(Sha256::digest(bytes).into())
 }
 
 /// How a layer travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
+pub(crate) enum Packing {
     Plain,
     Gzip,
     Zstd,
@@ -24,20 +24,20 @@ pub enum Packing {
 
 /// Which family of media types is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
+pub(crate) enum Family {
     Oci,
     Docker,
 }
 
 #[derive(Debug, Clone)]
-pub struct Layer {
-    pub packing: Packing,
-    pub tar: Vec<u8>,
-    pub blob: Vec<u8>,
+pub(crate) struct Layer {
+    pub(crate) packing: Packing,
+    pub(crate) tar: Vec<u8>,
+    pub(crate) blob: Vec<u8>,
 }
 
 impl Layer {
-    pub fn new(packing: Packing, files: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn new(packing: Packing, files: &[(&str, &[u8])]) -> Self {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, bytes) in files {
             let mut header = tar::Header::new_ustar();
@@ -49,7 +49,7 @@ impl Layer {
         Self::of_tar(packing, builder.into_inner().unwrap())
     }
 
-    pub fn of_tar(packing: Packing, tar: Vec<u8>) -> Self {
+    pub(crate) fn of_tar(packing: Packing, tar: Vec<u8>) -> Self {
         let blob = match packing {
             Packing::Plain => tar.clone(),
             Packing::Gzip => {
@@ -62,7 +62,7 @@ impl Layer {
         Self { packing, tar, blob }
     }
 
-    pub fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         digest(&self.blob)
     }
 
@@ -79,7 +79,7 @@ impl Layer {
 }
 
 /// Bytes that do not compress, the same every time.
-pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let next = || {
         state ^= state << 13;
@@ -91,16 +91,16 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 #[derive(Debug, Clone)]
-pub struct Image {
-    pub family: Family,
-    pub architecture: &'static str,
-    pub layers: Vec<Layer>,
-    pub config: Vec<u8>,
-    pub manifest: Vec<u8>,
+pub(crate) struct Image {
+    pub(crate) family: Family,
+    pub(crate) architecture: &'static str,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) config: Vec<u8>,
+    pub(crate) manifest: Vec<u8>,
 }
 
 impl Image {
-    pub fn new(family: Family, architecture: &'static str, layers: Vec<Layer>) -> Self {
+    pub(crate) fn new(family: Family, architecture: &'static str, layers: Vec<Layer>) -> Self {
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| digest(&layer.tar)).collect();
         let config = json!({
             "architecture": architecture, "os": "linux",
@@ -113,11 +113,11 @@ impl Image {
     }
 
     /// One gzip layer with a file that tells `seed` apart.
-    pub fn simple(seed: u64) -> Self {
+    pub(crate) fn simple(seed: u64) -> Self {
         Self::of_sizes(seed, &[5_000])
     }
 
-    pub fn of_sizes(seed: u64, sizes: &[usize]) -> Self {
+    pub(crate) fn of_sizes(seed: u64, sizes: &[usize]) -> Self {
         let layer = |(at, size): (usize, &usize)| {
             let bytes = noise(seed * 1000 + at as u64 + 1, *size);
             Layer::new(Packing::Gzip, &[(&format!("file-{at}"), &bytes)])
@@ -138,32 +138,35 @@ impl Image {
         json!({ "schemaVersion": 2, "mediaType": manifest, "config": descriptor(config_type, config), "layers": layers })
     }
 
-    pub fn media_type(&self) -> &'static str {
+    pub(crate) fn media_type(&self) -> &'static str {
         match self.family {
             Family::Oci => "application/vnd.oci.image.manifest.v1+json",
             Family::Docker => "application/vnd.docker.distribution.manifest.v2+json",
         }
     }
 
-    pub fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         digest(&self.manifest)
     }
 
-    pub fn id(&self) -> Digest {
+    pub(crate) fn id(&self) -> Digest {
         digest(&self.config)
     }
 
     /// Puts all parts where `name:tag` is served.
-    pub fn publish(&self, shelf: &mut Shelf, name: &str, tag: &str) {
+    pub(crate) fn publish(&self, shelf: &mut Shelf, name: &str, tag: &str) {
         for wanted in [tag.to_owned(), self.digest().to_string()] {
             shelf.insert(format!("/v2/{name}/manifests/{wanted}"), (self.media_type().into(), self.manifest.clone()));
         }
         for blob in self.layers.iter().map(|layer| &layer.blob).chain([&self.config]) {
-            shelf.insert(format!("/v2/{name}/blobs/{}", digest(blob)), ("application/octet-stream".into(), blob.clone()));
+            shelf.insert(
+                format!("/v2/{name}/blobs/{}", digest(blob)),
+                ("application/octet-stream".into(), blob.clone()),
+            );
         }
     }
 
-    pub fn shelf(&self, name: &str, tag: &str) -> Shelf {
+    pub(crate) fn shelf(&self, name: &str, tag: &str) -> Shelf {
         let mut shelf = Shelf::new();
         self.publish(&mut shelf, name, tag);
         shelf
@@ -171,7 +174,7 @@ impl Image {
 }
 
 /// Puts an index of images where `name:tag` is served; returns its digest.
-pub fn publish_index(family: Family, images: &[&Image], shelf: &mut Shelf, (name, tag): (&str, &str)) -> Digest {
+pub(crate) fn publish_index(family: Family, images: &[&Image], shelf: &mut Shelf, (name, tag): (&str, &str)) -> Digest {
     let media_type = match family {
         Family::Oci => "application/vnd.oci.image.index.v1+json",
         Family::Docker => "application/vnd.docker.distribution.manifest.list.v2+json",

@@ -11,73 +11,73 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
     net::TcpListener,
 };
 use tokio_rustls::{TlsAcceptor, rustls};
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-pub struct Request {
-    pub method: String,
-    pub path: String,
-    pub query: String,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) query: String,
     headers: Vec<(String, String)>,
-    pub body: String,
+    pub(crate) body: String,
 }
 
 impl Request {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// First byte of the range asked for.
-    pub fn from(&self) -> usize {
+    pub(crate) fn from(&self) -> usize {
         let range = self.header("range").and_then(|range| range.strip_prefix("bytes="));
         range.and_then(|range| range.split('-').next()?.parse().ok()).unwrap_or(0)
     }
 
-    pub fn is(&self, method: &str, part: &str) -> bool {
+    pub(crate) fn is(&self, method: &str, part: &str) -> bool {
         self.method == method && self.path.contains(part)
     }
 }
 
 /// What to answer, and how badly.
 #[derive(Debug, Clone, Default)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
     /// Bytes of the body after which the connection breaks.
-    pub cut: Option<usize>,
+    pub(crate) cut: Option<usize>,
     /// Bytes of the body after which nothing more comes.
-    pub stall: Option<usize>,
+    pub(crate) stall: Option<usize>,
     /// Pause after each of so many bytes.
-    pub drip: Option<(usize, Duration)>,
+    pub(crate) drip: Option<(usize, Duration)>,
 }
 
 impl Reply {
-    pub fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self { status, ..Self::default() }
     }
 
-    pub fn ok(media_type: &str, body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn ok(media_type: &str, body: impl Into<Vec<u8>>) -> Self {
         Self { status: 200, body: body.into(), ..Self::default() }.header("content-type", media_type)
     }
 
-    pub fn error(status: u16, code: &str, message: &str) -> Self {
+    pub(crate) fn error(status: u16, code: &str, message: &str) -> Self {
         let body = format!(r#"{{"errors":[{{"code":"{code}","message":"{message}"}}]}}"#);
         Self { status, body: body.into_bytes(), ..Self::default() }
     }
 
-    pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
         self
     }
 }
 
 /// What a registry holds: path to media type and bytes.
-pub type Shelf = HashMap<String, (String, Vec<u8>)>;
+pub(crate) type Shelf = HashMap<String, (String, Vec<u8>)>;
 type Hook = dyn Fn(&Request) -> Option<Reply> + Send + Sync;
 
 struct Shared {
@@ -88,19 +88,19 @@ struct Shared {
 
 /// A running registry; it ends with the test's runtime.
 #[derive(Clone)]
-pub struct Server {
-    pub address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Server {
     /// Serves `shelf` over plain http, where `hook` does not answer first.
-    pub async fn plain(shelf: Shelf, hook: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
+    pub(crate) async fn plain(shelf: Shelf, hook: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static) -> Self {
         Self::start(shelf, Box::new(hook), None).await
     }
 
     /// The same over TLS.
-    pub async fn tls(
+    pub(crate) async fn tls(
         shelf: Shelf,
         config: rustls::ServerConfig,
         hook: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static,
@@ -131,20 +131,20 @@ impl Server {
         server
     }
 
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         self.address.to_string()
     }
 
-    pub fn seen(&self) -> Vec<Request> {
+    pub(crate) fn seen(&self) -> Vec<Request> {
         self.shared.seen.lock().unwrap().clone()
     }
 
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.shared.seen.lock().unwrap().clear();
     }
 
     /// How many requests of this method had this in their path.
-    pub fn count(&self, method: &str, part: &str) -> usize {
+    pub(crate) fn count(&self, method: &str, part: &str) -> usize {
         self.seen().iter().filter(|request| request.is(method, part)).count()
     }
 }
@@ -161,7 +161,7 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared
     }
 }
 
-async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Option<Request>> {
+async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<Request>> {
     let mut line = Vec::new();
     if stream.read_until(b'\n', &mut line).await? == 0 {
         return Ok(None);
@@ -217,7 +217,7 @@ async fn write(stream: &mut (impl AsyncWrite + Unpin), request: &Request, reply:
 }
 
 /// What a well-behaved registry answers.
-pub fn shelf(shelf: &Shelf, request: &Request) -> Reply {
+pub(crate) fn shelf(shelf: &Shelf, request: &Request) -> Reply {
     let Some((media_type, bytes)) = shelf.get(&request.path) else {
         return Reply::error(404, "MANIFEST_UNKNOWN", "no such thing");
     };
