@@ -265,7 +265,7 @@ pub struct Mac([u8; 6]);
 
 impl Mac {
     /// What every address made here begins with.
-    pub(crate) const PREFIX: [u8; 2] = [0x4a, 0x4b];
+    const PREFIX: [u8; 2] = [0x4a, 0x4b];
 
     /// The six bytes.
     #[must_use]

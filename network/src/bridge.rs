@@ -3,7 +3,10 @@
 //! Runs on the caller's thread in the host's namespace (it writes sysctls). Owns the bridge, known by the mark in its alias.
 //! Must never take over an interface that does not carry that mark.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+};
 
 use crate::{
     address::{IpNet, Mac},
@@ -18,6 +21,8 @@ use crate::{
 };
 
 const DEFAULT_MTU: u32 = 1500;
+/// Given, not generated, so that it needs no duplicate detection; pods' own come from their hardware addresses.
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// IFALIASZ less its closing NUL.
 const ALIAS: usize = 255;
 
@@ -156,11 +161,13 @@ impl Bridge<'_> {
             None => {
                 let gateway = self.gateways.first().map_or(IpAddr::from([0; 4]), |(gateway, _)| *gateway);
                 let mut batch = Batch::new();
+                // Made and marked in one system call: no death of this process can come between.
                 link::create_bridge(&mut batch, self.name, Mac::for_address(gateway), self.mtu);
+                link::mark_bridge(&mut batch, self.name, self.mark, self.ipv6);
                 socket.execute(batch).map_err(failed)?;
                 tracing::info!(bridge = self.name, mtu = self.mtu, "bridge made");
             }
-            Some(link) if link.alias.as_deref() != Some(self.mark) && !is_unfinished(link, around) => {
+            Some(link) if link.alias.as_deref() != Some(self.mark) => {
                 return Err(BridgeError::Foreign {
                     name,
                     alias: link.alias.clone().unwrap_or_default(),
@@ -174,14 +181,15 @@ impl Bridge<'_> {
         };
         // Before it is up: an interface that comes up with these as they were would at once ask for routers and addresses.
         self.settings().map_err(|source| BridgeError::Sysctl { name: name.clone(), source })?;
-        let up = around.bridge.as_ref().is_some_and(|link| link.up && link.alias.as_deref() == Some(self.mark));
         let mut batch = Batch::new();
-        if !up {
-            link::mark_bridge(&mut batch, self.name, self.mark, self.ipv6);
+        if !around.bridge.as_ref().is_some_and(|link| link.up) {
             link::set_up(&mut batch, self.name, index);
         }
-        for (gateway, net) in self.gateways {
-            let assigned = Assigned { index, address: *gateway, prefix: net.prefix() };
+        // Neighbour discovery for what is forwarded to pods asks from a link-local address.
+        let link_local = self.ipv6.then_some((IpAddr::V6(LINK_LOCAL), 64));
+        let gateways = self.gateways.iter().map(|(gateway, net)| (*gateway, net.prefix()));
+        for (address, prefix) in gateways.chain(link_local) {
+            let assigned = Assigned { index, address, prefix };
             if !around.addresses.contains(&assigned) {
                 address::add(&mut batch, assigned);
             }
@@ -203,16 +211,6 @@ impl Bridge<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether this is the bridge of a daemon that died between making it and marking it: a bare, unused bridge.
-fn is_unfinished(link: &Link, around: &Surroundings) -> bool {
-    let used = link.up || link.alias.is_some() || !around.addresses.is_empty();
-    let made_by_us = link.mac.is_some_and(|mac| mac.starts_with(&Mac::PREFIX));
-    link.kind.as_deref() == Some("bridge")
-        && made_by_us
-        && !used
-        && !around.ports.iter().any(|port| port.master.is_some())
 }
 
 #[cfg(test)]

@@ -94,6 +94,12 @@ pub enum PortError {
         /// The port as asked for.
         port: Published,
     },
+    /// The kernel delivers nothing to IPv6 loopback that comes from another interface.
+    #[error("publish host port {port}: the kernel cannot redirect IPv6 loopback; use 127.0.0.1")]
+    Loopback {
+        /// The port as asked for.
+        port: Published,
+    },
     /// The host address is of a family the pod has no address of.
     #[error("publish host port {port}: the pod has no address of that family")]
     Family {
@@ -185,6 +191,9 @@ pub(crate) fn check(ports: &[PortMapping], addresses: &[IpAddr]) -> Result<Vec<P
         let port = Published::of(mapping);
         if mapping.container_port == 0 {
             return Err(PortError::Zero { port });
+        }
+        if mapping.host_ip == Some(IpAddr::V6(Ipv6Addr::LOCALHOST)) {
+            return Err(PortError::Loopback { port });
         }
         if elements(mapping, addresses).is_empty() {
             return Err(PortError::Family { port });
@@ -333,7 +342,8 @@ mod tests {
         assert_eq!(check(&[tcp(0, None)], &addresses), Ok(vec![]));
         let zero = PortMapping { container_port: 0, ..tcp(1, None) };
         assert!(matches!(check(&[zero], &addresses), Err(PortError::Zero { .. })));
-        assert!(matches!(check(&[tcp(1, Some("::1"))], &addresses), Err(PortError::Family { .. })));
+        assert!(matches!(check(&[tcp(1, Some("::1"))], &addresses), Err(PortError::Loopback { .. })));
+        assert!(matches!(check(&[tcp(1, Some("fd00::1"))], &addresses), Err(PortError::Family { .. })));
     }
 
     #[test]

@@ -2,8 +2,6 @@
 //! Pure encoding; any thread, never blocks. Owns nothing.
 //! Must never be given a constant in the wrong byte order: packet fields are big-endian, meta and ct values host-endian.
 
-use std::net::IpAddr;
-
 use crate::{address::IpNet, netlink::MessageWriter};
 
 const EXPRESSION: u16 = 1;
@@ -123,15 +121,6 @@ impl<'a, 'b> Rule<'a, 'b> {
             data.nest(5, |data| data.bytes(DATA_VALUE, &vec![0; mask.len()]));
         });
         self.compare(how, &address)
-    }
-
-    /// Its address is exactly this one.
-    pub(crate) fn address_equals(&mut self, which: Address, address: IpAddr) -> &mut Self {
-        self.load_address(which, address.is_ipv4(), register::FIRST);
-        match address {
-            IpAddr::V4(address) => self.compare(EQUAL, &address.octets()),
-            IpAddr::V6(address) => self.compare(EQUAL, &address.octets()),
-        }
     }
 
     /// Its destination is an address of this host.

@@ -159,7 +159,7 @@ impl Network {
     ) -> Result<Attachment, AttachError> {
         let sandbox = &request.sandbox;
         let addresses = match known {
-            Some(known) if known.fits(&ready.gateways) => known.addresses,
+            Some(known) if self.is_leased(&known, &ready.gateways) => known.addresses,
             Some(_) | None => self.lease(sandbox, &ready.gateways)?,
         };
         let port_failed = |source| AttachError::Port { bridge: self.bridge_name(), source };
@@ -187,6 +187,12 @@ impl Network {
     fn lease(&self, sandbox: &SandboxId, gateways: &[(IpAddr, IpNet)]) -> Result<Vec<IpAddr>, AttachError> {
         let record_failed = |source| AttachError::Record { bridge: self.bridge_name(), source };
         let dir = self.lease_dir();
+        // What an earlier attempt left: of other networks, or of one family alone.
+        let left = self.state().ipam.of(sandbox);
+        for address in left {
+            ipam::remove(&dir, address).map_err(record_failed)?;
+            self.state().ipam.release(address);
+        }
         let mut addresses = Vec::with_capacity(gateways.len());
         for (gateway, net) in gateways {
             loop {
@@ -309,10 +315,19 @@ impl Network {
         let port = matches!(host, Ok(Some(link)) if link.master == Some(ready.bridge) && link.up);
         let addresses = || netns.with(address::list).unwrap_or_default();
         let has = |there: &[Assigned], wanted: &IpAddr| there.iter().any(|assigned| assigned.address == *wanted);
-        port && known.fits(&ready.gateways) && {
+        port && self.is_leased(known, &ready.gateways) && {
             let there = addresses();
             known.addresses.iter().all(|wanted| has(&there, wanted))
         }
+    }
+
+    /// Whether it has a lease in each of these networks, and no other.
+    fn is_leased(&self, known: &Attachment, gateways: &[(IpAddr, IpNet)]) -> bool {
+        let mut addresses = known.addresses.clone();
+        addresses.sort();
+        known.addresses.len() == gateways.len()
+            && known.addresses.iter().zip(gateways).all(|(address, (_, net))| net.contains(*address))
+            && self.state().ipam.of(&known.sandbox) == addresses
     }
 
     fn check_listeners(&self, ports: &[PortMapping]) -> Result<(), AttachError> {
@@ -364,12 +379,4 @@ impl Network {
 
 fn published(ports: &[PortMapping]) -> Vec<PortMapping> {
     ports.iter().filter(|port| port.host_port != 0).copied().collect()
-}
-
-impl Attachment {
-    /// Whether it has an address in each of these networks, and no other.
-    fn fits(&self, gateways: &[(IpAddr, IpNet)]) -> bool {
-        self.addresses.len() == gateways.len()
-            && self.addresses.iter().zip(gateways).all(|(address, (_, net))| net.contains(*address))
-    }
 }
