@@ -1,1 +1,79 @@
-fn main(){}
+//! `keelson-shim`: the supervisor of one container, and an OCI runtime command line over the same launcher.
+//! One thread in every mode; which process this is, the first argument says.
+//! Owns nothing itself.
+//! Must never do more here than choose.
+
+mod clock;
+mod hello;
+mod oci;
+mod serve;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use lexopt::{Arg, Parser, ValueExt as _};
+
+const HELP: &str = "\
+keelson-shim: supervises one container, and runs containers as an OCI runtime
+
+Usage:
+  keelson-shim serve --id ID     supervise the container ID (started by `keelson serve`, in the container's run directory,
+                                 with a connected socket as stdin)
+  keelson-shim oci COMMAND ...   OCI runtime command line (`keelson-shim oci --help`)
+  keelson-shim hello [id]        say hello from inside a container (the program of the built-in image)
+  keelson-shim --version
+";
+
+fn main() -> ExitCode {
+    let mut parser = Parser::from_env();
+    let outcome = match parser.next() {
+        Ok(Some(Arg::Value(command))) => run(&command, &mut parser),
+        Ok(Some(Arg::Long("version") | Arg::Short('V'))) => print(&format!("keelson-shim {}\n", env!("CARGO_PKG_VERSION"))),
+        Ok(Some(Arg::Long("help") | Arg::Short('h'))) => print(HELP),
+        Ok(Some(other)) => Err(other.unexpected().into()),
+        Ok(None) => Err("which command? See --help".into()),
+        Err(error) => Err(error.into()),
+    };
+    outcome.unwrap_or_else(|error| {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        let _ = writeln!(std::io::stderr(), "keelson-shim: {text}");
+        ExitCode::FAILURE
+    })
+}
+
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+fn run(command: &OsString, parser: &mut Parser) -> Outcome {
+    match command.to_str() {
+        Some("serve") => {
+            serve::run(&id(parser)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some("oci") => Ok(oci::run(parser)),
+        Some("hello") => hello::run(parser.next()?.is_some()).map_err(Into::into),
+        Some(_) | None => Err(format!("unknown command {command:?}; see --help").into()),
+    }
+}
+
+fn id(parser: &mut Parser) -> Result<String, Box<dyn std::error::Error>> {
+    let mut id = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("id") => id = Some(parser.value()?.string()?),
+            other @ (Arg::Short(_) | Arg::Long(_) | Arg::Value(_)) => return Err(other.unexpected().into()),
+        }
+    }
+    id.ok_or_else(|| "serve: --id is missing".into())
+}
+
+fn print(text: &str) -> Outcome {
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,333 @@
+//! `keelson-shim serve`: the supervisor of one container. It launches it, owns its streams, writes its log, runs execs in it,
+//! stops it, writes down how it ended, and ends itself.
+//! One process, one thread, one epoll loop; nothing in it waits but [`poller::Poller::wait`], a launch and the log's filesystem.
+//! Owns the run directory's socket, pid file and exit record, the daemon's connections, and the container.
+//! Must never need a daemon: without one it goes on; signals do not end it, only the container's end or a request does.
+
+mod connection;
+mod container;
+mod drain;
+mod ending;
+mod exec;
+mod log;
+mod output;
+mod phase;
+mod poller;
+mod record;
+mod requests;
+mod setup;
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use keelson_api::shim::{Failure, FailureKind, Outcome};
+use keelson_shim::cgroup::Leaf;
+use keelson_sys::pidfd::Exit;
+use keelson_sys::signalfd::SignalFd;
+use rustix::process::WaitOptions;
+
+use self::connection::{Closed, Connection};
+use self::container::Container;
+use self::exec::{Due, Exec};
+use self::output::{Flow, Scratch};
+use self::phase::{End, Phase};
+use self::poller::{Interest, Poller, Token};
+
+pub(crate) use self::setup::ServeError;
+
+use crate::clock;
+
+/// Who is to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ticket {
+    connection: u32,
+    seq: u64,
+}
+
+/// What a request that ends the container is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Farewell {
+    /// How it ended: `Stop`.
+    Exit,
+    /// `Done`: `Delete`.
+    Done,
+}
+
+/// The whole process.
+struct Supervisor {
+    id: String,
+    poller: Poller,
+    signals: SignalFd,
+    listener: std::os::fd::OwnedFd,
+    connections: Vec<Connection>,
+    last_id: u32,
+    phase: Phase<Container>,
+    execs: Vec<Exec>,
+    /// Leaf cgroups of finished execs that left processes running.
+    lingering: Vec<Leaf>,
+    lingering_since: Instant,
+    waiting: Vec<(Ticket, Farewell)>,
+    scratch: Scratch,
+    /// A request has asked this process to end without a container.
+    dismissed: bool,
+}
+
+/// How often abandoned leaf cgroups are looked after.
+const LINGERING: Duration = Duration::from_secs(5);
+/// How often SIGKILL is repeated to what does not die.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs the supervisor to its end.
+pub(crate) fn run(id: &str) -> Result<(), ServeError> {
+    let mut supervisor = setup::supervisor(id)?;
+    let mut ready = Vec::with_capacity(16);
+    while !supervisor.is_over() {
+        let timeout = supervisor.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        supervisor.poller.wait(&mut ready, timeout).map_err(ServeError::Wait)?;
+        for token in &ready {
+            supervisor.handle(*token);
+        }
+        supervisor.expire(Instant::now());
+    }
+    supervisor.say_goodbye();
+    Ok(())
+}
+
+impl Supervisor {
+    fn is_over(&self) -> bool {
+        let alone = matches!(self.phase, Phase::Empty) && self.connections.is_empty();
+        self.dismissed || alone || matches!(self.phase, Phase::Ended { .. })
+    }
+
+    fn next_id(&mut self) -> u32 {
+        self.last_id = self.last_id.wrapping_add(1);
+        self.last_id
+    }
+
+    fn handle(&mut self, token: Token) {
+        match token {
+            Token::Signals => self.reap(),
+            Token::Listener => self.accept(),
+            Token::Connection(id) => self.converse(id),
+            Token::Output(stream) => self.pump(stream),
+            Token::Exec(id, stream) => {
+                if let Some(exec) = self.execs.iter_mut().find(|exec| exec.id == id) {
+                    exec.pump(stream, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Reads the signals away and reaps every child that has ended: the init, execs, and orphans that came to this subreaper.
+    fn reap(&mut self) {
+        // The signals that ask for an end are read and forgotten: a supervisor ends with its container.
+        while let Ok(Some(_)) = self.signals.read() {}
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let exit = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Exit::Code(code),
+                (None, Some(signal)) => Exit::Signal(signal),
+                (None, None) => continue,
+            };
+            let pid = pid.as_raw_pid();
+            let now = Instant::now();
+            if let Some(exec) = self.execs.iter_mut().find(|exec| exec.pid == pid) {
+                exec.reaped(exit, now);
+            } else if self.phase.container().is_some_and(|container| container.created.pid == pid) {
+                self.init_ended(exit, now);
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        use rustix::net::SocketFlags;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        while let Ok(socket) = rustix::net::accept_with(&self.listener, flags) {
+            match rustix::net::sockopt::socket_peercred(&socket) {
+                Ok(peer) if peer.uid.is_root() || peer.uid == rustix::process::geteuid() => {
+                    if let Err(errno) = self.welcome(socket) {
+                        complain(&errno);
+                    }
+                }
+                // Anybody else is not spoken to.
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    fn welcome(&mut self, socket: std::os::fd::OwnedFd) -> rustix::io::Result<()> {
+        let id = self.next_id();
+        self.poller.add(&socket, Token::Connection(id), Interest::READ)?;
+        self.connections.push(Connection::new(id, socket));
+        Ok(())
+    }
+
+    /// Sends what a connection's peer takes, and handles the requests it has sent.
+    fn converse(&mut self, id: u32) {
+        loop {
+            let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else { return };
+            let request = match connection.flush() {
+                Ok(()) if connection.keeps_up() => connection.next_request(),
+                Ok(()) => Ok(None),
+                Err(closed) => Err(closed),
+            };
+            match request {
+                Ok(Some(request)) => self.serve(Ticket { connection: id, seq: request.seq }, request.call),
+                Ok(None) => break,
+                Err(closed) => return self.hang_up(id, &closed),
+            }
+            if self.is_over() {
+                return;
+            }
+        }
+        self.watch(id);
+    }
+
+    /// Waits for what the connection can do next.
+    fn watch(&mut self, id: u32) {
+        let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else { return };
+        let wanted = connection.wanted();
+        if connection.interest != wanted {
+            connection.interest = wanted;
+            if let Err(errno) = self.poller.modify(connection.as_fd(), Token::Connection(id), wanted) {
+                complain(&errno);
+            }
+        }
+    }
+
+    fn reply(&mut self, ticket: Ticket, outcome: Outcome) {
+        // Whoever asked may have gone.
+        let found = self.connections.iter_mut().find(|connection| connection.id == ticket.connection);
+        match found.map(|connection| connection.reply(ticket.seq, outcome)) {
+            None => {}
+            Some(Ok(())) => self.watch(ticket.connection),
+            Some(Err(closed)) => self.hang_up(ticket.connection, &closed),
+        }
+    }
+
+    /// Forgets a connection. Nobody will hear what its execs say: they are killed. Everything else goes on.
+    fn hang_up(&mut self, id: u32, closed: &Closed) {
+        if !matches!(closed, Closed::HungUp) {
+            complain(closed);
+        }
+        self.connections.retain(|connection| connection.id != id);
+        self.waiting.retain(|(ticket, _)| ticket.connection != id);
+        let now = Instant::now();
+        for exec in self.execs.iter_mut().filter(|exec| exec.ticket.connection == id) {
+            exec.abandon(now);
+        }
+    }
+
+    fn pump(&mut self, stream: log::Stream) {
+        let Some(container) = self.phase.container_mut() else { return };
+        let log = &mut container.log;
+        let scratch = &mut self.scratch;
+        container
+            .outputs
+            .retain_mut(|output| output.stream != stream || output.pump(log.as_mut(), scratch) == Flow::Open);
+    }
+
+    /// The next moment at which the clock alone asks for something.
+    fn deadline(&self) -> Option<Instant> {
+        let phase = match &self.phase {
+            Phase::Stopping { end: End::Grace { kill_at: at, .. } | End::Killed { again_at: at }, .. } => Some(*at),
+            Phase::Ending { drain, .. } => Some(drain.deadline()),
+            Phase::Empty | Phase::Created { .. } | Phase::Running { .. } | Phase::Ended { .. } => None,
+        };
+        let lingering = (!self.lingering.is_empty()).then(|| self.lingering_since + LINGERING);
+        let execs = self.execs.iter().filter_map(Exec::deadline);
+        execs.chain(phase).chain(self.scratch.deadline()).chain(lingering).min()
+    }
+
+    /// Does what the clock and the last events ask for.
+    fn expire(&mut self, now: Instant) {
+        self.settle_execs(now);
+        if let Phase::Stopping { end: End::Grace { kill_at: at, .. } | End::Killed { again_at: at }, .. } = &self.phase
+            && *at <= now
+        {
+            self.kill(now);
+        }
+        self.drain(now);
+        if self.scratch.deadline().is_some_and(|deadline| deadline <= now) {
+            for output in self.phase.container_mut().into_iter().flat_map(|container| &mut container.outputs) {
+                output.narrow();
+            }
+            if self.scratch.release() {
+                keelson_sys::memory::trim();
+            }
+        }
+    }
+
+    /// Answers execs that are over, kills those whose time is.
+    fn settle_execs(&mut self, now: Instant) {
+        let mut over = Vec::new();
+        for exec in &mut self.execs {
+            match exec.due(now) {
+                Due::Nothing => {}
+                Due::Kill => {
+                    if let Err(error) = exec.leaf.kill() {
+                        complain(&error);
+                    }
+                }
+                Due::Answer => over.push(exec.id),
+            }
+        }
+        let answered = !over.is_empty();
+        for id in over {
+            let Some(at) = self.execs.iter().position(|exec| exec.id == id) else { continue };
+            let (ticket, result, leaf) = self.execs.swap_remove(at).finish();
+            let large = result.stdout.len() + result.stderr.len() > 64 * 1024;
+            self.reply(ticket, Outcome::Exec(result));
+            self.lingering.push(leaf);
+            if large {
+                keelson_sys::memory::trim();
+            }
+        }
+        if !self.lingering.is_empty() && (answered || self.lingering_since + LINGERING <= now) {
+            self.sweep(now);
+        }
+        if self.execs.is_empty() && self.execs.capacity() > 16 {
+            self.execs = Vec::new();
+        }
+    }
+
+    /// Removes the leaf cgroups in which nothing is left.
+    fn sweep(&mut self, now: Instant) {
+        // What cannot be read has been removed with its container.
+        self.lingering.retain(|leaf| !leaf.is_empty().unwrap_or(true) || leaf.remove().is_err());
+        self.lingering_since = now;
+    }
+
+    /// Kills the whole container, and says when to do so again.
+    fn kill(&mut self, now: Instant) {
+        if let Some(container) = self.phase.container() {
+            container.kill();
+        }
+        self.phase.stopping(End::Killed { again_at: now + KILL_AGAIN });
+    }
+}
+
+/// A failure as the daemon is told.
+fn failure(step: &str, object: &str, kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Failure {
+    let mut message = format!("{step} `{object}`: {error}");
+    if object.is_empty() {
+        message = format!("{step}: {error}");
+    }
+    let mut errno = 0;
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        errno = io.or_else(|| error.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error())).unwrap_or(errno);
+        cause = error.source();
+        if let Some(cause) = cause {
+            message.push_str(": ");
+            message.push_str(&cause.to_string());
+        }
+    }
+    Failure { step: step.to_owned(), object: object.to_owned(), errno, message, kind: kind.into() }
+}
+
+/// A line in `shim.log` for what nobody asked about and nobody is told.
+fn complain(error: &(dyn std::error::Error + 'static)) {
+    let failure = failure("supervise", "", FailureKind::System, error);
+    let _ = writeln!(std::io::stderr(), "{} {}", clock::now(), failure.message);
+}

@@ -1,0 +1,283 @@
+//! A launched container as its supervisor holds it: the init, its cgroup, its streams, and what an exec needs to know.
+//! Runs in the shim's only thread; launching blocks for the milliseconds that takes.
+//! Owns the init's pidfd, the cgroup, the log, the pipes, and the process description that execs copy. The spec is dropped.
+//! Must never leave a cgroup or a process behind when it fails: the launcher undoes what it did.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use keelson_api::shim::{Failure, FailureKind, Launch, Stdio};
+use keelson_shim::launch::{
+    self, ChildStdio, CreateRequest, Created, ExecRequest, ExecTarget, Execed, Gate, OverlayRootfs,
+};
+use keelson_shim::spec::{IdMapping, Process, Spec};
+use rustix::fs::{Mode, OFlags};
+use rustix::io;
+use rustix::pipe::PipeFlags;
+
+use super::failure;
+use super::log::{DEFAULT_MAX, Log, Stream};
+use super::output::Output;
+
+/// A container.
+pub(super) struct Container {
+    pub(super) created: Created,
+    target: ExecTarget,
+    /// What execs run as; absent when the init is the built-in one.
+    process: Option<Process>,
+    env: Vec<Vec<u8>>,
+    seccomp: Vec<u8>,
+    clamp_oom_score: bool,
+    /// Host user and group of the process: its pipes are theirs.
+    owner: (u32, u32),
+    pub(super) log: Option<Log>,
+    /// Streams that have not come to their end.
+    pub(super) outputs: Vec<Output>,
+    /// Writing end of the init's stdin, held open for attach.
+    _stdin: Option<OwnedFd>,
+}
+
+/// Both ends of the standard streams.
+struct Streams {
+    child: ChildStdio,
+    outputs: Vec<Output>,
+    stdin: Option<OwnedFd>,
+}
+
+impl Container {
+    /// Makes the container; its init waits just before exec.
+    pub(super) fn launch(id: &str, call: Launch) -> Result<Container, Failure> {
+        let spec: Spec = serde_json::from_slice(&call.spec)
+            .map_err(|error| failure("read spec", "", FailureKind::Invalid, &error))?;
+        drop(call.spec);
+        let seccomp = seccomp(call.seccomp, &spec)?;
+        let log = match call.stdio.as_ref().map(|stdio| stdio.log_path.as_str()) {
+            None | Some("") => None,
+            Some(path) => Some(
+                Log::open(Path::new(path)).map_err(|error| failure("open log", path, FailureKind::System, &error))?,
+            ),
+        };
+        let streams = Streams::open(call.stdio.as_ref(), &spec)
+            .map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
+        let overlay = call.overlay.map(|overlay| OverlayRootfs {
+            lower: overlay.lower.into_iter().map(PathBuf::from).collect(),
+            upper: overlay.upper.into(),
+            work: overlay.work.into(),
+            // The daemon discards writable layers of a boot that is over.
+            volatile: true,
+            // Layers hold the ids of the container.
+            idmapped: spec.linux.as_ref().is_some_and(|linux| !linux.uid_mappings.is_empty()),
+        });
+        let bundle =
+            std::env::current_dir().map_err(|error| failure("find run directory", "", FailureKind::System, &error))?;
+        let env = (!call.env.is_empty()).then_some(call.env.as_slice());
+        let mut created = launch::create(CreateRequest {
+            id,
+            bundle: &bundle,
+            spec: &spec,
+            env,
+            overlay: overlay.as_ref(),
+            volumes: &call.volumes,
+            seccomp: Some(&seccomp).filter(|program| !program.is_empty()).map(Vec::as_slice),
+            systemd_cgroup: call.systemd_cgroup,
+            builtin_init: call.builtin_init,
+            clamp_oom_score: call.clamp_oom_score,
+            no_pivot: false,
+            stdio: streams.child,
+            gate: Gate::Creator,
+        })
+        .map_err(|error| Failure::from(&error))?;
+        let mut outputs = streams.outputs;
+        if let Some(master) = created.terminal.take() {
+            let max_line = max_line(call.stdio.as_ref());
+            if let Err(errno) = nonblocking(&master) {
+                undo(&created);
+                return Err(failure("use terminal", "", FailureKind::System, &errno));
+            }
+            outputs.push(Output::new(Stream::Stdout, master, max_line));
+        }
+        let target = created.exec_target(&spec).map_err(|error| {
+            undo(&created);
+            Failure::from(&error)
+        })?;
+        let owner = owner(&spec);
+        Ok(Container {
+            created,
+            target,
+            process: spec.process,
+            env: call.env,
+            seccomp,
+            clamp_oom_score: call.clamp_oom_score,
+            owner,
+            log,
+            outputs,
+            _stdin: streams.stdin,
+        })
+    }
+
+    /// Lets the init exec the user's program.
+    pub(super) fn start(&mut self) -> Result<(), Failure> {
+        self.created.start().map_err(|error| Failure::from(&error))
+    }
+
+    /// Runs `args` as the init's user, with its environment, rights and limits; returns it with its output's reading ends.
+    pub(super) fn exec(&self, exec_id: &str, args: Vec<String>) -> Result<(Execed, OwnedFd, OwnedFd), Failure> {
+        let Some(own) = &self.process else {
+            return Err(failure("exec", exec_id, FailureKind::State, &NoProcess));
+        };
+        let streams = || -> io::Result<_> { Ok((null()?, pipe(self.owner)?, pipe(self.owner)?)) };
+        let (stdin, stdout, stderr) =
+            streams().map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
+        let process = Process { args, terminal: false, ..own.clone() };
+        let execed = launch::exec(ExecRequest {
+            target: &self.target,
+            process: &process,
+            env: (!self.env.is_empty()).then_some(self.env.as_slice()),
+            exec_id,
+            seccomp: Some(&self.seccomp).filter(|program| !program.is_empty()).map(Vec::as_slice),
+            clamp_oom_score: self.clamp_oom_score,
+            stdio: ChildStdio::Fds { stdin, stdout: stdout.1, stderr: stderr.1 },
+        })
+        .map_err(|error| Failure::from(&error))?;
+        Ok((execed, stdout.0, stderr.0))
+    }
+
+    /// Sends a signal to the init, or to every process. Processes that have ended meanwhile are no failure.
+    pub(super) fn signal(&self, signal: i32, all: bool) -> Result<(), Failure> {
+        let failed = |errno: &io::Errno| failure("send signal", &signal.to_string(), FailureKind::System, errno);
+        if !(1..=64).contains(&signal) {
+            return Err(failure("send signal", &signal.to_string(), FailureKind::Invalid, &NoSignal));
+        }
+        let targets = match (all, signal == rustix::process::Signal::KILL.as_raw()) {
+            (false, _) => {
+                return ended_is_fine(keelson_sys::pidfd::send_signal(&self.created.pidfd, signal))
+                    .map_err(|e| failed(&e));
+            }
+            (true, true) => {
+                let killed = self.created.cgroup.kill();
+                return killed.map_err(|error| failure("kill cgroup", "", FailureKind::System, &error));
+            }
+            (true, false) => self.created.cgroup.pids(),
+        };
+        let targets = targets.map_err(|error| failure("list processes", "", FailureKind::System, &error))?;
+        for pid in targets {
+            let sent = keelson_sys::pidfd::open(pid).and_then(|pidfd| keelson_sys::pidfd::send_signal(&pidfd, signal));
+            ended_is_fine(sent).map_err(|errno| failed(&errno))?;
+        }
+        Ok(())
+    }
+
+    /// Kills every process of the container, whichever way works.
+    pub(super) fn kill(&self) {
+        if let Err(error) = self.created.cgroup.kill() {
+            super::complain(&error);
+        }
+        let _ = keelson_sys::pidfd::send_signal(&self.created.pidfd, rustix::process::Signal::KILL.as_raw());
+    }
+}
+
+impl Streams {
+    fn open(stdio: Option<&Stdio>, spec: &Spec) -> io::Result<Streams> {
+        let Some(stdio) = stdio else {
+            let child = ChildStdio::Fds { stdin: null()?, stdout: null()?, stderr: null()? };
+            return Ok(Streams { child, outputs: Vec::new(), stdin: None });
+        };
+        if stdio.terminal {
+            return Ok(Streams { child: ChildStdio::Terminal, outputs: Vec::new(), stdin: None });
+        }
+        let owner = owner(spec);
+        let max_line = max_line(Some(stdio));
+        let (stdout, stderr) = (pipe(owner)?, pipe(owner)?);
+        let (stdin, held) = if stdio.stdin {
+            let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            give(&reader, owner)?;
+            (reader, Some(writer))
+        } else {
+            (null()?, None)
+        };
+        let outputs =
+            vec![Output::new(Stream::Stdout, stdout.0, max_line), Output::new(Stream::Stderr, stderr.0, max_line)];
+        Ok(Streams { child: ChildStdio::Fds { stdin, stdout: stdout.1, stderr: stderr.1 }, outputs, stdin: held })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the built-in init takes no further processes")]
+struct NoProcess;
+
+#[derive(Debug, thiserror::Error)]
+#[error("not a signal number (1 to 64)")]
+struct NoSignal;
+
+/// Ends and forgets a container that was made but cannot be used.
+fn undo(created: &Created) {
+    let _ = keelson_sys::pidfd::send_signal(&created.pidfd, rustix::process::Signal::KILL.as_raw());
+    let _ = created.cgroup.kill();
+    let _ = keelson_sys::pidfd::wait(&created.pidfd);
+    if let Err(error) = created.cgroup.remove() {
+        super::complain(&error);
+    }
+}
+
+fn ended_is_fine(sent: io::Result<()>) -> io::Result<()> {
+    match sent {
+        Err(io::Errno::SRCH) => Ok(()),
+        other => other,
+    }
+}
+
+fn seccomp(compiled: Vec<u8>, spec: &Spec) -> Result<Vec<u8>, Failure> {
+    let profile = spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+    match profile {
+        Some(profile) if compiled.is_empty() => keelson_shim::seccomp::compile(profile)
+            .map(keelson_shim::seccomp::Program::into_bytes)
+            .map_err(|error| failure("compile seccomp profile", "", FailureKind::Invalid, &error)),
+        Some(_) | None => Ok(compiled),
+    }
+}
+
+fn max_line(stdio: Option<&Stdio>) -> usize {
+    match stdio.map_or(0, |stdio| stdio.max_line) {
+        0 => DEFAULT_MAX,
+        length => usize::try_from(length).unwrap_or(DEFAULT_MAX),
+    }
+}
+
+/// The user and group of the container's process as the host counts them.
+fn owner(spec: &Spec) -> (u32, u32) {
+    let user = spec.process.as_ref().map(|process| &process.user);
+    let (uid, gid) = user.map_or((0, 0), |user| (user.uid, user.gid));
+    let linux = spec.linux.as_ref();
+    let host = |id: u32, mappings: &[IdMapping]| {
+        let of =
+            |map: &IdMapping| id.checked_sub(map.container_id).filter(|at| *at < map.size)?.checked_add(map.host_id);
+        mappings.iter().find_map(of).unwrap_or(id)
+    };
+    (
+        host(uid, linux.map_or(&[], |linux| linux.uid_mappings.as_slice())),
+        host(gid, linux.map_or(&[], |linux| linux.gid_mappings.as_slice())),
+    )
+}
+
+/// A pipe whose reading end is ours; the writing end can be opened again through /dev/stdout by its owner.
+fn pipe(owner: (u32, u32)) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    nonblocking(&reader)?;
+    give(&writer, owner)?;
+    Ok((reader, writer))
+}
+
+fn give(fd: &OwnedFd, (uid, gid): (u32, u32)) -> io::Result<()> {
+    if (uid, gid) == (0, 0) {
+        return Ok(());
+    }
+    rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
+}
+
+fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | OFlags::NONBLOCK)
+}
+
+fn null() -> io::Result<OwnedFd> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+}
