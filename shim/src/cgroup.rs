@@ -16,6 +16,7 @@ mod stats;
 mod systemd;
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::io::Errno;
@@ -119,9 +120,28 @@ impl Handle {
         Ok(Handle { hierarchies: detect()?, path, scope: paths.scope.clone() })
     }
 
+    /// Where the cgroup of a container is, or would be; it may not exist, which every method but the readings takes for
+    /// empty or removed.
+    pub fn at(location: &Location<'_>) -> Result<Handle, CgroupError> {
+        let scope = match location {
+            Location::Systemd { .. } if systemd_is_running() => Some(location.unit()?),
+            Location::Systemd { .. } | Location::Path(_) => None,
+        };
+        Ok(Handle { hierarchies: detect()?, path: location.path()?, scope })
+    }
+
     /// For a record.
     pub fn paths(&self) -> Paths {
         Paths { path: self.path.clone(), scope: self.scope.clone() }
+    }
+
+    /// For mounts inside the container, where cgroup v1 is a folder of hierarchies: the name of each below /sys/fs/cgroup and
+    /// the container's directory in it. Empty on a machine with v2 only.
+    pub fn controller_dirs(&self) -> Vec<(String, PathBuf)> {
+        let mounts = self.hierarchies.v1_mounts();
+        let mounts = mounts.chain(self.hierarchies.unified().filter(|_| self.hierarchies.mode() == Mode::Hybrid));
+        let name = |mount: &str| mount.rsplit('/').next().unwrap_or_default().to_owned();
+        mounts.map(|mount| (name(mount), PathBuf::from(format!("{mount}{}", self.path)))).collect()
     }
 
     /// What a process needs to get in; good for any number of them.
@@ -279,7 +299,7 @@ impl Handle {
 /// Where systemd has put the process: the only one who knows is the kernel.
 fn scope_path(mode: Mode, pid: i32, unit: &str) -> Result<String, CgroupError> {
     let own = Dir::new("/proc", &format!("/{pid}"));
-    let text = own.read("cgroup")?;
+    let text = own.try_read_list("cgroup").map_err(|source| CgroupError::Read { path: own.file("cgroup"), source })?;
     let prefix = if mode == Mode::V2 { "0::" } else { ":name=systemd:" };
     let found =
         text.lines().find_map(|line| line.split_once(prefix)).map(|(_, path)| path.to_owned()).unwrap_or_default();
@@ -301,3 +321,6 @@ fn open_tasks(dir: &Dir) -> Result<OwnedFd, CgroupError> {
     rustix::fs::open(path.as_str(), OFlags::WRONLY | OFlags::CLOEXEC, FileMode::empty())
         .map_err(|source| CgroupError::Open { path, source })
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,12 @@
 //! Owns what it has made until it succeeds: a failure takes away again what was not there before.
 //! Must never touch a limit of a parent: the pod's cgroup is the kubelet's.
 
-use rustix::fs::Mode;
+use rustix::fs::Mode as FileMode;
 use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::CgroupError;
-use super::hierarchy::{Controller, Hierarchies};
+use super::hierarchy::{Controller, Hierarchies, Mode};
 use super::limits;
 use crate::spec::Resources;
 
@@ -86,7 +86,7 @@ fn make_in(mount: &str, path: &str, adopt: bool, made: &mut Made) -> Result<(), 
 }
 
 fn mkdir(path: &str) -> Result<(), Errno> {
-    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))
+    rustix::fs::mkdir(path, FileMode::from_raw_mode(0o755))
 }
 
 /// v1: no process can enter a cgroup without CPUs and memory nodes, and a new one has none.
@@ -118,15 +118,16 @@ pub(super) fn enable(hierarchies: &Hierarchies, path: &str, resources: &Resource
     let enabled = |dir: &Dir, file: &str| -> Vec<String> {
         dir.try_read(file).unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect()
     };
-    let have = enabled(&Dir::new(mount, path), "cgroup.controllers");
-    let asked = WANTED.into_iter().chain(needed.iter().map(|(controller, _)| *controller));
-    let mut missing: Vec<Controller> = asked
-        .filter(|controller| hierarchies.v1(*controller).is_none() && hierarchies.offers(*controller))
-        .filter(|controller| !have.iter().any(|name| name == controller.name()))
-        .collect();
+    // Beside v1 the mount is for grouping processes: what it offers besides is left alone until a limit needs it.
+    let wanted: &[Controller] = if hierarchies.mode() == Mode::V2 { &WANTED } else { &[] };
+    let asked = wanted.iter().copied().chain(needed.iter().map(|(controller, _)| *controller));
+    let mut missing: Vec<Controller> =
+        asked.filter(|controller| hierarchies.v1(*controller).is_none() && hierarchies.offers(*controller)).collect();
     if missing.is_empty() {
         return Ok(());
     }
+    let have = enabled(&Dir::new(mount, path), "cgroup.controllers");
+    missing.retain(|controller| !have.iter().any(|name| name == controller.name()));
     missing.sort_by_key(|controller| controller.name());
     missing.dedup();
     let mut failures: Vec<(Controller, String, Errno)> = Vec::new();

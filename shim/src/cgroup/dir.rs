@@ -87,9 +87,25 @@ impl Dir {
 
     pub(super) fn try_read(&self, file: &str) -> Result<String, Errno> {
         let open = rustix::fs::open(self.file(file), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut bytes = Vec::with_capacity(512);
-        read_whole(&open, &mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        let mut bytes = Vec::new();
+        let read = read_once(&open, &mut bytes)?;
+        Ok(String::from_utf8_lossy(bytes.get(..read).unwrap_or_default()).into_owned())
+    }
+
+    /// A file of many records, which comes in as many pieces as the kernel likes.
+    pub(super) fn try_read_list(&self, file: &str) -> Result<String, Errno> {
+        let open = rustix::fs::open(self.file(file), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut bytes = vec![0; 8192];
+        let mut end = 0;
+        loop {
+            if end == bytes.len() {
+                bytes.resize(end * 2, 0);
+            }
+            match rustix::io::retry_on_intr(|| rustix::io::read(&open, bytes.get_mut(end..).unwrap_or_default()))? {
+                0 => return Ok(String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()),
+                read => end += read,
+            }
+        }
     }
 
     /// A file that holds one number, or `max`, which is None.
@@ -125,19 +141,17 @@ fn write_whole(file: impl std::os::fd::AsFd, value: &str) -> Result<(), Errno> {
     if written == value.len() { Ok(()) } else { Err(Errno::IO) }
 }
 
-/// Everything from the beginning of a file, however often it was read before.
-pub(super) fn read_whole(file: impl std::os::fd::AsFd, bytes: &mut Vec<u8>) -> Result<(), Errno> {
-    bytes.clear();
+/// A control file that the kernel makes whole for one read, however often it was read before. Reading on to see the end would
+/// make it sum everything up once more.
+pub(super) fn read_once(file: impl std::os::fd::AsFd, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
+    if buffer.len() < 4096 {
+        buffer.resize(4096, 0);
+    }
     loop {
-        let at = bytes.len();
-        bytes.resize(at.max(512) * 2, 0);
-        let offset = u64::try_from(at).map_err(|_| Errno::FBIG)?;
-        let rest = bytes.get_mut(at..).unwrap_or_default();
-        let read = rustix::io::retry_on_intr(|| rustix::io::pread(&file, &mut *rest, offset));
-        let read = read.inspect_err(|_| bytes.clear())?;
-        bytes.truncate(at + read);
-        if read == 0 {
-            return Ok(());
+        let read = rustix::io::retry_on_intr(|| rustix::io::pread(&file, buffer.as_mut_slice(), 0))?;
+        if read < buffer.len() {
+            return Ok(read);
         }
+        buffer.resize(buffer.len() * 2, 0);
     }
 }

@@ -89,10 +89,8 @@ impl Hierarchies {
         if rustix::fs::statfs(USUAL_MOUNT).is_ok_and(|fs| u64::try_from(fs.f_type) == Ok(CGROUP2_MAGIC)) {
             return Ok(Hierarchies { v1: Vec::new(), unified: Some(USUAL_MOUNT.to_owned()), offered: OnceLock::new() });
         }
-        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| CgroupError::ReadMounts {
-            source: rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO),
-        })?;
-        Hierarchies::parse(&mountinfo)
+        let mountinfo = Dir::new("/proc/self", "").try_read_list("mountinfo");
+        Hierarchies::parse(&mountinfo.map_err(|source| CgroupError::ReadMounts { source })?)
     }
 
     /// From the text of mountinfo; a hierarchy that is mounted twice counts where it is under /sys/fs/cgroup.

@@ -20,7 +20,7 @@ pub(super) fn processes(dir: &Dir) -> Result<Vec<i32>, CgroupError> {
     let mut found = Vec::new();
     let mut open = vec![dir.clone()];
     while let Some(dir) = open.pop() {
-        match dir.try_read("cgroup.procs") {
+        match dir.try_read_list("cgroup.procs") {
             Ok(text) => found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0)),
             Err(Errno::NOENT | Errno::NODEV) => continue,
             // A threaded cgroup: its processes are listed by its domain, above.

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::dir::Dir;
+use super::dir::{Dir, read_once};
 use super::error::CgroupError;
 use super::hierarchy::Controller;
 use super::limits::{Group, Place};
@@ -199,19 +199,5 @@ impl StatsReader {
             }
         }
         Ok(stats)
-    }
-}
-
-/// These files are made whole by one read: reading on would make the kernel sum everything up once more.
-fn read_once(file: &OwnedFd, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
-    if buffer.len() < 4096 {
-        buffer.resize(4096, 0);
-    }
-    loop {
-        let read = rustix::io::retry_on_intr(|| rustix::io::pread(file, buffer.as_mut_slice(), 0))?;
-        if read < buffer.len() {
-            return Ok(read);
-        }
-        buffer.resize(buffer.len() * 2, 0);
     }
 }
