@@ -1,7 +1,7 @@
 //! Pulls from registries on loopback, honest and hostile, through the public API of the image service.
 //! Each test has its own store in a temporary folder and its own servers. Owns nothing beyond the test.
 //! Must never reach past 127.0.0.1.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 #[path = "pull/auth.rs"]
 mod auth;

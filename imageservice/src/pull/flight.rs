@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(flights.join(1, || async { panic!("work") }).await.0, None);
         let waiting = tokio::spawn({
             let flights = flights.clone();
-            async move { flights.join(2, || std::future::pending()).await.0 }
+            async move { flights.join(2, std::future::pending).await.0 }
         });
         tokio::task::yield_now().await;
         while lock(&flights.inner).running.is_empty() {

@@ -9,6 +9,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes};
 use keelson_api::Digest;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::flight::Flights;
@@ -91,11 +92,41 @@ impl Transfer {
                 (Err(Ended::Failed(attempts)), _) => return Err(LayerFailure::Registry(attempts)),
                 // The endpoint sent something else; perhaps the next one does not.
                 (Ok(()), Ok(Err(UnpackError::Digest { found, .. }))) => fetch.blame(found),
-                (_, Ok(Err(error))) => return Err(LayerFailure::Unpack(Arc::new(error))),
+                (_, Ok(Err(error))) => {
+                    let suspect = blames_content(&error);
+                    let wrong = if suspect { wrong_digest(&mut fetch, &self.descriptor).await } else { None };
+                    match wrong {
+                        Some(found) => fetch.blame(found),
+                        None => return Err(LayerFailure::Unpack(Arc::new(error))),
+                    }
+                }
                 (_, Err(_)) => return Err(LayerFailure::Interrupted),
             }
         }
     }
+}
+
+/// Whether altered content could be the reason: the unpacker stops at the first bad byte, before it knows the digest of all.
+fn blames_content(error: &UnpackError) -> bool {
+    match error {
+        UnpackError::Inflate { .. }
+        | UnpackError::Archive { .. }
+        | UnpackError::Refused { .. }
+        | UnpackError::Limit { .. } => true,
+        UnpackError::Size { .. } | UnpackError::Digest { .. } | UnpackError::DiffId { .. } | UnpackError::Cancelled => {
+            false
+        }
+        UnpackError::Read { .. } | UnpackError::DiskFull { .. } | UnpackError::Io { .. } => false,
+    }
+}
+
+/// Reads a blob that could not be unpacked once more, to tell an endpoint that alters content from an image that is bad:
+/// the digest of what came, if it is not the blob's.
+async fn wrong_digest(fetch: &mut Fetch<'_>, descriptor: &LayerDescriptor) -> Option<Digest> {
+    let mut hash = Sha256::new();
+    fetch.read(|piece| hash.update(piece)).await.ok()?;
+    let found = Digest::from_sha256(hash.finalize().into());
+    (found != descriptor.digest).then_some(found)
 }
 
 /// The pieces as a reader, for a blocking thread.

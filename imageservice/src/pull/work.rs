@@ -18,7 +18,7 @@ use crate::{
     layer::{Job, LayerDescriptor, LayerHold},
     manifest::{Document, ImageFile, Manifest, ManifestError},
     reference::Reference,
-    registry::{Credentials, Ended, Fetch, Resolved, Session},
+    registry::{Credentials, Fetch, Resolved, Session},
     store::{ImageService, NewImage},
 };
 
@@ -207,24 +207,8 @@ impl Pull {
 async fn small_blob(session: &Session, digest: Digest, size: u64) -> Result<Vec<u8>, crate::registry::Attempts> {
     let mut fetch = Fetch::new(session, digest, size);
     loop {
-        let (sender, mut receiver) = tokio::sync::mpsc::channel::<std::io::Result<bytes::Bytes>>(4);
-        let collect = async move {
-            let mut bytes = Vec::new();
-            while let Some(Ok(chunk)) = receiver.recv().await {
-                bytes.extend_from_slice(&chunk);
-            }
-            bytes
-        };
-        let send = async {
-            let sent = fetch.run(&sender).await;
-            drop(sender);
-            sent
-        };
-        let (sent, bytes) = tokio::join!(send, collect);
-        match sent {
-            Err(Ended::Failed(attempts)) => return Err(attempts),
-            Err(Ended::Unwanted) | Ok(()) => {}
-        }
+        let mut bytes = Vec::new();
+        fetch.read(|piece| bytes.extend_from_slice(piece)).await?;
         let found = Digest::from_sha256(Sha256::digest(&bytes).into());
         if found == digest {
             return Ok(bytes);

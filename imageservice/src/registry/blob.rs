@@ -74,6 +74,26 @@ impl<'a> Fetch<'a> {
         }
     }
 
+    /// Hands the whole blob, piece by piece, to `each`.
+    pub(crate) async fn read(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), Attempts> {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
+        let send = async {
+            let sent = self.run(&sender).await;
+            drop(sender);
+            sent
+        };
+        let collect = async {
+            while let Some(Ok(piece)) = receiver.recv().await {
+                each(&piece);
+            }
+        };
+        match tokio::join!(send, collect) {
+            (Err(Ended::Failed(attempts)), ()) => Err(attempts),
+            // The other end of the channel is here.
+            (Ok(()) | Err(Ended::Unwanted), ()) => Ok(()),
+        }
+    }
+
     /// Notes that what the last endpoint sent was not the blob; the next run asks the others.
     pub(crate) fn blame(&mut self, found: Digest) {
         if let Some(served) = self.last.take() {

@@ -26,7 +26,7 @@ async fn every_packing_of_both_families_is_pulled() {
             let name = format!("{}/team/app:1", server.host());
             let image = node.pull(&name).await.unwrap();
             assert_eq!(image.id, made.id());
-            assert_eq!(image.tags, [name.clone()]);
+            assert_eq!(image.tags, std::slice::from_ref(&name));
             assert_eq!(image.digests, [format!("{}/team/app@{}", server.host(), made.digest())]);
             assert_eq!(image.config.cmd, ["/hello"]);
             for layer in &made.layers {
