@@ -4,20 +4,42 @@
 
 pub mod config;
 pub mod error;
+mod open;
+pub(crate) mod shared;
+pub(crate) mod table;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
-use keelson_api::{ContainerId, SandboxId};
+use keelson_api::{ContainerId, SandboxId, shim::ExecSync};
+use keelson_imageservice::ImageService;
+use tokio::sync::oneshot;
 
 pub use config::{CgroupDriver, EngineConfig, Rlimit};
 pub use error::{ErrorKind, OpenError};
 
-use crate::{
-    container::{ContainerError, ContainerSpec, ContainerView},
-    resources::Resources,
-    sandbox::{SandboxError, SandboxSpec, SandboxView},
-    stats::ContainerStats,
+use self::{
+    shared::{Shared, blocking},
+    table::{Claim, ContainerEntry},
 };
+use crate::{
+    container::{self, ContainerError, ContainerSpec, ContainerState, ContainerView},
+    reconcile, recover,
+    resources::Resources,
+    sandbox::{
+        self, SandboxError, SandboxSpec, SandboxView,
+        spec::NetworkMode,
+        task::{Command, Reply, Task},
+    },
+    shim_client::ShimError,
+    stats::{self, ContainerStats},
+    store::record::{Record as _, SandboxRecord},
+};
+
+/// How long `drain` waits for what is under way.
+const DRAIN: Duration = Duration::from_secs(20);
 
 /// What an exec gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +73,9 @@ pub struct EngineStatus {
 
 /// A handle on the engine; clones are the same engine.
 #[derive(Clone)]
-pub struct Engine(Arc<Inner>);
-
-struct Inner {
-    config: EngineConfig,
+pub struct Engine {
+    shared: Arc<Shared>,
+    reconciler: Arc<tokio::task::AbortHandle>,
 }
 
 impl Engine {
@@ -63,7 +84,16 @@ impl Engine {
     /// # Errors
     /// Another daemon has the folders, or a part cannot be opened.
     pub async fn open(config: EngineConfig) -> Result<Self, OpenError> {
-        Ok(Self(Arc::new(Inner { config })))
+        let shared = blocking(move || open::open(config)).await?;
+        recover::recover(&shared).await?;
+        let reconciler = tokio::spawn(reconcile::run(Arc::downgrade(&shared))).abort_handle();
+        Ok(Self { shared, reconciler: Arc::new(reconciler) })
+    }
+
+    /// The images.
+    #[must_use]
+    pub fn images(&self) -> &Arc<ImageService> {
+        &self.shared.images
     }
 
     /// Makes a sandbox ready, or joins the making of one with the same key, or returns the ready one with the same key.
@@ -71,8 +101,43 @@ impl Engine {
     /// # Errors
     /// See [`SandboxError`]; nothing is left of a failed one.
     pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<SandboxId, SandboxError> {
-        let _ = spec;
-        Err(SandboxError::Draining { act: "run sandbox" })
+        let draining = || SandboxError::Draining { act: "run sandbox" };
+        if self.shared.is_draining() {
+            return Err(draining());
+        }
+        sandbox::check::check(&spec)?;
+        if spec.namespaces.network == NetworkMode::Sandbox && self.shared.network.is_none() {
+            let reason = "this daemon has no network configured: use the host's network, or configure one";
+            return Err(sandbox::check::invalid("namespace_options.network", reason));
+        }
+        let id = self
+            .shared
+            .sandbox_id()
+            .map_err(|error| sandbox::check::invalid("id", format!("no random bytes: {error}")))?;
+        let (reply, answer) = oneshot::channel();
+        match self.shared.table.claim(&spec.key, id.clone()) {
+            Claim::Taken(entry) => {
+                if entry.view().is_some_and(|view| *view.spec != spec) {
+                    tracing::warn!(sandbox = %entry.id, "asked to run a sandbox of the same name with another configuration: the first stays");
+                }
+                // A task that has ended meanwhile has given the name back: the caller asks again.
+                entry.commands.send(Command::Run(reply)).await.map_err(|_| draining())?;
+            }
+            Claim::New(entry, commands) => {
+                let record = SandboxRecord {
+                    version: SandboxRecord::VERSION,
+                    id,
+                    created_at: self.shared.created_now(),
+                    state: sandbox::state::State::Creating,
+                    made_cgroup: false,
+                    spec,
+                };
+                let mut task = Task::new(Arc::clone(&self.shared), entry, commands, record);
+                task.answer_to(reply);
+                self.shared.spawn(task.run());
+            }
+        }
+        answer.await.map_err(|_| draining())?
     }
 
     /// Kills what runs in it and takes its network and namespaces; repeatable, an unknown id is done.
@@ -80,8 +145,7 @@ impl Engine {
     /// # Errors
     /// What could not be taken down; a repeat goes on.
     pub async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), SandboxError> {
-        let _ = id;
-        Err(SandboxError::Draining { act: "stop sandbox" })
+        self.ask_sandbox(id, "stop sandbox", Command::Stop).await
     }
 
     /// Stops it and removes it with its containers; repeatable, an unknown id is done.
@@ -89,21 +153,19 @@ impl Engine {
     /// # Errors
     /// What could not be taken down; a repeat goes on.
     pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), SandboxError> {
-        let _ = id;
-        Err(SandboxError::Draining { act: "remove sandbox" })
+        self.ask_sandbox(id, "remove sandbox", Command::Remove).await
     }
 
     /// All sandboxes, oldest first, from memory.
     #[must_use]
     pub fn sandboxes(&self) -> Vec<Arc<SandboxView>> {
-        Vec::new()
+        self.shared.table.sandboxes()
     }
 
     /// The sandbox with this id or unique id prefix.
     #[must_use]
     pub fn find_sandbox(&self, id: &str) -> Option<Arc<SandboxView>> {
-        let _ = id;
-        None
+        self.shared.table.find_sandbox(id)
     }
 
     /// Makes a container with its process waiting to be started, or joins or returns the one with the same key.
@@ -115,17 +177,35 @@ impl Engine {
         sandbox: &SandboxId,
         spec: ContainerSpec,
     ) -> Result<ContainerId, ContainerError> {
-        let _ = (sandbox, spec);
-        Err(ContainerError::Draining { act: "create container" })
+        let draining = || ContainerError::Draining { act: "create container" };
+        if self.shared.is_draining() {
+            return Err(draining());
+        }
+        container::check::check(&spec)?;
+        let entry = self
+            .shared
+            .table
+            .sandbox(sandbox)
+            .ok_or_else(|| ContainerError::SandboxNotFound { id: sandbox.to_string() })?;
+        let image = self
+            .shared
+            .images
+            .find(&spec.image)
+            .ok_or_else(|| ContainerError::ImageMissing { image: spec.image.clone() })?;
+        let (reply, answer) = oneshot::channel();
+        let gone =
+            |_| self.container_gone(draining, ContainerError::SandboxNotFound { id: sandbox.to_string() }, sandbox);
+        entry.commands.send(Command::Create(Box::new(spec), image, reply)).await.map_err(|_| gone(()))?;
+        answer.await.map_err(|_| gone(()))?
     }
 
-    /// Lets its process run; starting a running container is an error of state, joining a running start is not.
+    /// Lets its process run. Running already: done.
     ///
     /// # Errors
     /// [`ContainerError::Start`] when the program cannot be run; the container has exited then.
     pub async fn start_container(&self, id: &ContainerId) -> Result<(), ContainerError> {
-        let _ = id;
-        Err(ContainerError::Draining { act: "start container" })
+        let entry = self.container(id)?;
+        self.ask_container(id, &entry, "start container", |reply| Command::Start(id.clone(), reply)).await
     }
 
     /// Signal, grace, kill; returns when it has exited. A repeat with a shorter grace shortens the wait; an unknown id is done.
@@ -133,8 +213,12 @@ impl Engine {
     /// # Errors
     /// See [`ContainerError`].
     pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), ContainerError> {
-        let _ = (id, grace);
-        Err(ContainerError::Draining { act: "stop container" })
+        let Some(entry) = self.shared.table.container(id) else { return Ok(()) };
+        let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX / 2);
+        let stopped = self
+            .ask_container(id, &entry, "stop container", |reply| Command::StopContainer(id.clone(), grace, reply))
+            .await;
+        absent_is_done(stopped)
     }
 
     /// Kills it if it runs, and removes it; an unknown id is done.
@@ -142,30 +226,34 @@ impl Engine {
     /// # Errors
     /// See [`ContainerError`].
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), ContainerError> {
-        let _ = id;
-        Err(ContainerError::Draining { act: "remove container" })
+        let Some(entry) = self.shared.table.container(id) else { return Ok(()) };
+        absent_is_done(
+            self.ask_container(id, &entry, "remove container", |reply| Command::RemoveContainer(id.clone(), reply))
+                .await,
+        )
     }
 
     /// All containers, oldest first, from memory.
     #[must_use]
     pub fn containers(&self) -> Vec<Arc<ContainerView>> {
-        Vec::new()
+        self.shared.table.containers()
     }
 
     /// The container with this id or unique id prefix.
     #[must_use]
     pub fn find_container(&self, id: &str) -> Option<Arc<ContainerView>> {
-        let _ = id;
-        None
+        self.shared.table.find_container(id)
     }
 
-    /// Applies limits live; absent ones stay as they are. A container that is not running keeps them for its start.
+    /// Applies limits live; absent ones stay as they are.
     ///
     /// # Errors
     /// See [`ContainerError`].
     pub async fn update_container(&self, id: &ContainerId, resources: Resources) -> Result<(), ContainerError> {
-        let _ = (id, resources);
-        Err(ContainerError::Draining { act: "update container" })
+        resources.check().map_err(|(field, reason)| ContainerError::Invalid { field: field.into(), reason })?;
+        let entry = self.container(id)?;
+        let update = |reply| Command::Update(id.clone(), Box::new(resources), reply);
+        self.ask_container(id, &entry, "update container", update).await
     }
 
     /// Opens the log file anew, on a record boundary; only of a running container.
@@ -173,8 +261,8 @@ impl Engine {
     /// # Errors
     /// See [`ContainerError`].
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), ContainerError> {
-        let _ = id;
-        Err(ContainerError::Draining { act: "reopen log of container" })
+        let (shim, failed) = self.running(id, "reopen log of")?;
+        shim.reopen_log().await.map_err(failed)
     }
 
     /// Runs a program in a running container to its end. `None`: no time limit.
@@ -187,8 +275,23 @@ impl Engine {
         args: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, ContainerError> {
-        let _ = (id, args, timeout);
-        Err(ContainerError::Draining { act: "exec in container" })
+        if args.is_empty() || args.iter().any(|word| word.contains('\0')) {
+            return Err(container::check::invalid("cmd", "is empty or has a NUL: say what to run"));
+        }
+        let (shim, failed) = self.running(id, "exec in")?;
+        let exec_id = self.shared.random().map(keelson_api::ExecId::from_random);
+        let exec_id = exec_id.map_err(|error| container::check::invalid("id", format!("no random bytes: {error}")))?;
+        let timeout_ms = timeout.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX / 2).max(1));
+        // On a task of its own: a caller who goes away does not leave the exec without a reader.
+        let exec =
+            tokio::spawn(async move { shim.exec(ExecSync { exec_id: exec_id.to_string(), args, timeout_ms }).await });
+        let result = exec.await.map_err(|_| ContainerError::Draining { act: "exec in container" })?.map_err(failed)?;
+        match timeout {
+            Some(timeout) if result.timed_out => Err(ContainerError::ExecTimeout { id: id.clone(), timeout }),
+            Some(_) | None => {
+                Ok(ExecOutput { stdout: result.stdout, stderr: result.stderr, exit_code: result.exit_code })
+            }
+        }
     }
 
     /// What a container uses now.
@@ -196,30 +299,150 @@ impl Engine {
     /// # Errors
     /// See [`ContainerError`].
     pub async fn container_stats(&self, id: &ContainerId) -> Result<ContainerStats, ContainerError> {
-        let _ = id;
-        Err(ContainerError::Draining { act: "read stats of container" })
+        let not_found = || ContainerError::NotFound { id: id.to_string() };
+        self.stats_of(vec![id.clone()]).await.pop().map(|(_, stats)| stats).ok_or_else(not_found)
     }
 
-    /// What each of these containers uses now; one that is gone meanwhile is left out.
+    /// What each of these containers uses now, in their order; one that is gone meanwhile is left out.
     pub async fn stats_of(&self, ids: Vec<ContainerId>) -> Vec<(ContainerId, ContainerStats)> {
-        let _ = ids;
-        Vec::new()
+        let shared = Arc::clone(&self.shared);
+        blocking(move || stats::read_all(&shared, ids)).await
     }
 
     /// How the engine is.
     #[must_use]
     pub fn status(&self) -> EngineStatus {
+        let shared = &self.shared;
+        let network_down = match &shared.network {
+            Some(network) => network.status().err().map(|error| {
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                format!("{error}{cause}")
+            }),
+            None => Some("no network is configured: only sandboxes with the host's network can run".to_owned()),
+        };
         EngineStatus {
-            network_down: None,
-            cgroup_driver: self.0.config.cgroup_driver,
-            cgroup_mode: "v2",
-            seccomp: true,
-            sandboxes: 0,
-            containers: 0,
-            teardown_pending: 0,
+            network_down,
+            cgroup_driver: if shared.host.systemd { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs },
+            cgroup_mode: match shared.cgroup_mode {
+                keelson_shim::cgroup::Mode::V1 => "v1",
+                keelson_shim::cgroup::Mode::Hybrid => "hybrid",
+                keelson_shim::cgroup::Mode::V2 => "v2",
+            },
+            seccomp: std::path::Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+            sandboxes: shared.table.sandboxes().len(),
+            containers: shared.table.containers().len(),
+            teardown_pending: shared.pending.load(Ordering::Relaxed),
         }
     }
 
     /// Takes no more requests, ends what is under way, writes every record. Containers go on.
-    pub async fn drain(&self) {}
+    pub async fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+        self.reconciler.abort();
+        for entry in self.shared.table.all_sandboxes() {
+            // A task that has ended needs not be told.
+            let _ = entry.commands.send(Command::Drain).await;
+        }
+        let mut tasks = std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let ended = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tracing::warn!("operations under way did not end in time: the next start finishes them");
+        }
+        tasks.shutdown().await;
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            shared.store.flush();
+            if let Some(network) = &shared.network
+                && let Err(error) = network.close()
+            {
+                tracing::warn!(%error, "take down the unused network");
+            }
+        })
+        .await;
+    }
+
+    async fn ask_sandbox(
+        &self,
+        id: &SandboxId,
+        act: &'static str,
+        command: impl FnOnce(Reply<(), SandboxError>) -> Command,
+    ) -> Result<(), SandboxError> {
+        // CRI: stopping and removing an unknown sandbox is no error.
+        let Some(entry) = self.shared.table.sandbox(id) else { return Ok(()) };
+        let (reply, answer) = oneshot::channel();
+        let answered = match entry.commands.send(command(reply)).await {
+            Ok(()) => answer.await.ok(),
+            Err(_) => None,
+        };
+        match answered {
+            Some(result) => result,
+            // Its task has ended: removed meanwhile, or the daemon ends.
+            None if self.shared.table.sandbox(id).is_none() => Ok(()),
+            None => Err(SandboxError::Draining { act }),
+        }
+    }
+
+    async fn ask_container(
+        &self,
+        id: &ContainerId,
+        entry: &ContainerEntry,
+        act: &'static str,
+        command: impl FnOnce(Reply<(), ContainerError>) -> Command,
+    ) -> Result<(), ContainerError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || {
+            let absent = ContainerError::NotFound { id: id.to_string() };
+            self.container_gone(|| ContainerError::Draining { act }, absent, &entry.sandbox.id)
+        };
+        entry.sandbox.commands.send(command(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Why a sandbox's task did not answer.
+    fn container_gone(
+        &self,
+        draining: impl Fn() -> ContainerError,
+        absent: ContainerError,
+        sandbox: &SandboxId,
+    ) -> ContainerError {
+        if self.shared.table.sandbox(sandbox).is_none() { absent } else { draining() }
+    }
+
+    fn container(&self, id: &ContainerId) -> Result<Arc<ContainerEntry>, ContainerError> {
+        self.shared.table.container(id).ok_or_else(|| ContainerError::NotFound { id: id.to_string() })
+    }
+
+    /// The shim of a running container, and what its refusal means.
+    #[allow(clippy::type_complexity, reason = "two values that belong to one call")]
+    fn running(
+        &self,
+        id: &ContainerId,
+        act: &'static str,
+    ) -> Result<(Arc<crate::shim_client::ShimClient>, impl FnOnce(ShimError) -> ContainerError + use<>), ContainerError>
+    {
+        let not_found = || ContainerError::NotFound { id: id.to_string() };
+        let entry = self.container(id)?;
+        let view = entry.view().ok_or_else(not_found)?;
+        let state = match view.state {
+            ContainerState::Running { .. } => None,
+            ContainerState::Created => Some("created, not started"),
+            ContainerState::Exited(_) => Some("exited"),
+            ContainerState::Unknown => Some("in an unknown state: its shim is gone"),
+        };
+        let denied = |state| ContainerError::State { act, id: id.clone(), state };
+        if let Some(state) = state {
+            return Err(denied(state));
+        }
+        let shim = entry.shim().ok_or_else(|| denied("exiting"))?;
+        let id = id.clone();
+        Ok((shim, move |error| ContainerError::Failed { act, id, stage: "ask its shim", source: Arc::new(error) }))
+    }
+}
+
+/// CRI: stopping or removing what is not there is no error.
+fn absent_is_done(result: Result<(), ContainerError>) -> Result<(), ContainerError> {
+    match result {
+        Err(ContainerError::NotFound { .. }) => Ok(()),
+        other => other,
+    }
 }

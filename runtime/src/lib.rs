@@ -2,10 +2,21 @@
 //! Runs in the `keelson` process: tokio workers for requests, the blocking pool and a few owned threads for kernel work.
 //! Owns the state and root directories while it runs. Must never hold a container's data plane: that is the shim's.
 
+pub mod cli;
 pub mod config;
 pub mod container;
+pub mod cri;
+mod dirs;
 pub mod engine;
 pub mod logging;
+mod oci;
+mod reconcile;
+mod recover;
 pub mod resources;
 pub mod sandbox;
+mod seccomp;
+pub mod server;
+mod shim_client;
 pub mod stats;
+mod store;
+mod users;

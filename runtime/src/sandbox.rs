@@ -3,8 +3,16 @@
 //! Owns the words of a sandbox: what is asked (`spec`), what is seen (`view`), what can go wrong (`error`).
 //! Must never know who asks: no word of any outer protocol.
 
+pub(crate) mod check;
+pub(crate) mod create;
 pub mod error;
+pub(crate) mod files;
+pub(crate) mod holder;
+pub(crate) mod release;
 pub mod spec;
+pub(crate) mod state;
+pub(crate) mod sysctl;
+pub(crate) mod task;
 pub mod view;
 
 pub use error::SandboxError;

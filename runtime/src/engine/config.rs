@@ -36,6 +36,10 @@ pub struct EngineConfig {
     pub state: PathBuf,
     /// The `keelson-shim` program.
     pub shim: PathBuf,
+    /// Images: the service, opened on the same root.
+    pub images: keelson_imageservice::Config,
+    /// Built-in network; `None`: only sandboxes with the host's network can run.
+    pub network: Option<keelson_network::Config>,
     /// Who makes cgroups.
     pub cgroup_driver: CgroupDriver,
     /// Process limits of every container.
@@ -55,11 +59,13 @@ pub struct EngineConfig {
 impl EngineConfig {
     /// The defaults around these.
     #[must_use]
-    pub fn new(root: PathBuf, state: PathBuf, shim: PathBuf) -> Self {
+    pub fn new(root: PathBuf, state: PathBuf, shim: PathBuf, images: keelson_imageservice::Config) -> Self {
         Self {
             root,
             state,
             shim,
+            images,
+            network: None,
             cgroup_driver: CgroupDriver::Auto,
             rlimits: vec![Rlimit { name: "RLIMIT_NOFILE".into(), soft: 1024, hard: 524_288 }],
             pids_limit: 0,

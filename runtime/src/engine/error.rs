@@ -33,6 +33,16 @@ impl ErrorKind {
     pub fn of(cause: &(dyn std::error::Error + 'static)) -> Self {
         let mut next = Some(cause);
         while let Some(error) = next {
+            if let Some(failure) = error.downcast_ref::<crate::shim_client::ShimError>() {
+                return failure.kind();
+            }
+            if let Some(attach) = error.downcast_ref::<keelson_network::AttachError>() {
+                match attach {
+                    keelson_network::AttachError::Exhausted { .. } => return Self::Exhausted,
+                    keelson_network::AttachError::Port { .. } => return Self::State,
+                    _ => {}
+                }
+            }
             if let Some(io) = error.downcast_ref::<std::io::Error>() {
                 match io.kind() {
                     std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => return Self::Exhausted,

@@ -1,0 +1,215 @@
+//! Making a container: writable layer, OCI spec, filter, shim, and an init that waits.
+//! Kernel and file work runs in one stretch on the blocking pool; the launch is awaited. A vanished caller changes nothing.
+//! Owns nothing: the intent is recorded before the first effect, and every effect is found again by the container's id.
+//! Must never leave anything of a container that failed: `release` undoes all that a name can find.
+
+use std::{future::Future, os::fd::OwnedFd, path::Path, pin::Pin, sync::Arc};
+
+use keelson_api::shim;
+use keelson_imageservice::{Image, Snapshot, SnapshotKey};
+
+use super::{
+    ContainerError, release,
+    spec::{Stdin, Volume},
+    view::User,
+};
+use crate::{
+    engine::shared::{Shared, blocking},
+    oci::{self, volumes},
+    sandbox::files,
+    shim_client::{ShimClient, spawn},
+    store::{
+        record::{ContainerRecord, SandboxRecord},
+        write_new,
+    },
+    users::{self, UserError, rootfs::RootView},
+};
+
+/// Reads replies until the shim is gone, then reaps it.
+pub(crate) type Watch = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Everything a container is made from.
+pub(crate) struct Order {
+    pub(crate) record: ContainerRecord,
+    pub(crate) sandbox: SandboxRecord,
+    pub(crate) image: Arc<Image>,
+    /// Init of the container whose PID namespace is joined.
+    pub(crate) target_pid: Option<i32>,
+}
+
+/// A container whose init waits.
+pub(crate) struct Made {
+    pub(crate) pid: i32,
+    pub(crate) shim: Arc<ShimClient>,
+    pub(crate) watch: Watch,
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) user: User,
+}
+
+/// What the stretch on the blocking pool gives.
+struct Prepared {
+    stream: std::os::unix::net::UnixStream,
+    pidfd: OwnedFd,
+    launch: shim::Launch,
+    volumes: Vec<Volume>,
+    user: User,
+}
+
+/// Makes it, or undoes what was made.
+pub(crate) async fn create(shared: Arc<Shared>, order: Order) -> Result<Made, ContainerError> {
+    let record = order.record.clone();
+    let made = attempt(&shared, order).await;
+    if made.is_err() {
+        let id = record.id.clone();
+        let undone = blocking(move || release::everything(&shared, &record)).await;
+        if let Err(error) = undone {
+            // The record is still there: the next start of the daemon tries again.
+            tracing::warn!(container = %id, %error, "undo failed container");
+        }
+    }
+    made
+}
+
+async fn attempt(shared: &Arc<Shared>, order: Order) -> Result<Made, ContainerError> {
+    let id = order.record.id.clone();
+    let prepared = {
+        let shared = Arc::clone(shared);
+        blocking(move || prepare(&shared, &order)).await?
+    };
+    let stream = tokio::net::UnixStream::from_std(prepared.stream).map_err(failed(&id, "talk to shim"))?;
+    let (client, read) = ShimClient::attach(id.as_str(), stream);
+    let mut watch: Watch = {
+        let id = id.clone();
+        Box::pin(async move {
+            read.await;
+            spawn::reap(id.as_str(), prepared.pidfd).await;
+        })
+    };
+    // The watch must be polled for the answer to come.
+    let launched = tokio::select! {
+        launched = client.launch(prepared.launch) => launched.map_err(failed(&id, "launch")),
+        () = &mut watch => Err(failed(&id, "launch")(std::io::Error::other("its shim ended: see shim.log in the container's run directory"))),
+    };
+    match launched {
+        Ok(state) => Ok(Made { pid: state.pid, shim: client, watch, volumes: prepared.volumes, user: prepared.user }),
+        Err(error) => {
+            tokio::select! {
+                // Whatever it says, what is left is found by the container's id.
+                result = client.delete() => drop(result),
+                () = watch => {}
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Wraps the error of a step.
+fn failed<E: std::error::Error + Send + Sync + 'static>(
+    id: &keelson_api::ContainerId,
+    stage: &'static str,
+) -> impl FnOnce(E) -> ContainerError + use<E> {
+    let id = id.clone();
+    move |error| ContainerError::Failed { act: "create", id, stage, source: Arc::new(error) }
+}
+
+fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
+    let Order { record, sandbox, image, target_pid } = order;
+    let spec = &record.spec;
+    let id = &record.id;
+    let dir = shared.state.container(id);
+    dir.make().map_err(failed(id, "make run directory"))?;
+    // The intent: from here on the container's effects can be found and undone.
+    shared.store.put_container(record).map_err(failed(id, "record intent"))?;
+    let snapshot =
+        shared.images.prepare(&SnapshotKey::from(id), &image.id).map_err(failed(id, "prepare writable layer"))?;
+    let root = RootView::open(&snapshot.lower).map_err(failed(id, "open image layers"))?;
+    let identity = users::resolve(&spec.security, &image.config.user, &root).map_err(|error| refused(&error))?;
+    let resolved = volumes::resolve(&spec.volumes)?;
+    let sandbox_dir = shared.state.sandbox(&sandbox.id);
+    let hostname = files::hostname(&sandbox.spec);
+    let built = oci::build(&oci::Inputs {
+        spec,
+        sandbox: &sandbox.spec,
+        sandbox_dir: &sandbox_dir,
+        image: &image.config,
+        identity: &identity,
+        volumes: &resolved,
+        cgroups_path: &record.cgroups_path,
+        hostname: &hostname,
+        target_pid: *target_pid,
+        rlimits: &shared.config.rlimits,
+        pids_limit: shared.config.pids_limit,
+        host: &shared.host,
+    })?;
+    let program = shared.programs.of(&spec.security, &capabilities(&built.spec))?;
+    let json = serde_json::to_vec(&built.spec).map_err(failed(id, "encode spec"))?;
+    write_new(&dir.config(), &json, 0o600).map_err(failed(id, "write spec"))?;
+    if let Some(parent) = record.log_path.parent().filter(|_| !record.log_path.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(failed(id, "make log directory"))?;
+    }
+    let spawned = shared.shims.spawn(id.as_str(), &dir).map_err(failed(id, "start shim"))?;
+    let launch = shim::Launch {
+        spec: json,
+        overlay: Some(
+            overlay(&snapshot)
+                .ok_or_else(|| failed(id, "prepare writable layer")(std::io::Error::other("its path is not UTF-8")))?,
+        ),
+        stdio: Some(stdio(shared, record)),
+        seccomp: program.map(|program| program.as_bytes().to_vec()).unwrap_or_default(),
+        systemd_cgroup: shared.host.systemd,
+        builtin_init: false,
+        clamp_oom_score: true,
+        env: built.env,
+        volumes: built.image_volumes,
+    };
+    Ok(Prepared { stream: spawned.stream, pidfd: spawned.pidfd, launch, volumes: resolved, user: identity.user })
+}
+
+/// A user that cannot be resolved is the request's or the image's fault.
+fn refused(error: &UserError) -> ContainerError {
+    match error {
+        UserError::File { file, reason } => ContainerError::ImageFile { path: file.clone(), reason: reason.clone() },
+        UserError::Text { .. }
+        | UserError::Range { .. }
+        | UserError::GroupWithoutUser
+        | UserError::Unknown { .. }
+        | UserError::TooMany { .. } => ContainerError::Invalid { field: "user".into(), reason: error.to_string() },
+    }
+}
+
+fn overlay(snapshot: &Snapshot) -> Option<shim::Overlay> {
+    let text = |path: &Path| path.to_str().map(str::to_owned);
+    Some(shim::Overlay {
+        lower: snapshot.lower.iter().map(|path| text(path)).collect::<Option<_>>()?,
+        upper: text(&snapshot.upper)?,
+        work: text(&snapshot.work)?,
+    })
+}
+
+fn stdio(shared: &Shared, record: &ContainerRecord) -> shim::Stdio {
+    shim::Stdio {
+        // Checked to be UTF-8 with the request.
+        log_path: record.log_path.to_string_lossy().into_owned(),
+        stdin: record.spec.stdin != Stdin::Closed,
+        stdin_once: record.spec.stdin == Stdin::OpenOnce,
+        terminal: record.spec.terminal,
+        max_line: shared.config.log_line_max,
+    }
+}
+
+/// What the default filter depends on.
+fn capabilities(spec: &oci_spec::runtime::Spec) -> keelson_shim::spec::Capabilities {
+    let sets = spec.process().as_ref().and_then(|process| process.capabilities().as_ref());
+    let names = |set: Option<&Option<oci_spec::runtime::Capabilities>>| {
+        let mut names: Vec<String> = set.into_iter().flatten().flatten().map(|name| format!("CAP_{name}")).collect();
+        names.sort();
+        names
+    };
+    keelson_shim::spec::Capabilities {
+        bounding: names(sets.map(|sets| sets.bounding())),
+        effective: names(sets.map(|sets| sets.effective())),
+        inheritable: names(sets.map(|sets| sets.inheritable())),
+        permitted: names(sets.map(|sets| sets.permitted())),
+        ambient: names(sets.map(|sets| sets.ambient())),
+    }
+}

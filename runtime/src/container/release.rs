@@ -1,0 +1,69 @@
+//! Giving back what a container holds: processes and cgroup that a lost shim left, writable layer, files, record.
+//! Everything is found by name, so that it works after a crash at any line, and a second time. Blocks: on the blocking pool.
+//! Owns nothing. Must never be called while a shim still works for the container.
+
+use std::{sync::Arc, time::Duration};
+
+use keelson_imageservice::SnapshotKey;
+use keelson_shim::cgroup::{Handle, Location, Paths};
+
+use super::ContainerError;
+use crate::{engine::shared::Shared, sandbox::release::remove_tree, store::record::ContainerRecord};
+
+/// A killed cgroup is empty when its last process has been reaped by its parent.
+const EMPTY: Duration = Duration::from_secs(10);
+
+/// All of it.
+pub(crate) fn everything(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
+    leftovers(shared, record)?;
+    files(shared, record)
+}
+
+/// Writable layer, run directory, record: of a container whose shim has ended as it should, and taken the cgroup with it.
+pub(crate) fn files(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
+    let failed = |stage| failed(record, stage);
+    shared
+        .images
+        .discard(&SnapshotKey::from(&record.id))
+        .map_err(|error| failed("discard writable layer")(Arc::new(error)))?;
+    remove_tree(shared.state.container(&record.id).path())
+        .map_err(|error| failed("remove run directory")(Arc::new(error)))?;
+    shared.store.forget_container(&record.id);
+    Ok(())
+}
+
+/// Kills what is in its cgroup and removes it; where there is none, there is nothing to do.
+pub(crate) fn leftovers(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
+    if record.cgroups_path.is_empty() {
+        return Ok(());
+    }
+    let failed = |stage| failed(record, stage);
+    let handle = handle(shared, &record.cgroups_path).map_err(|error| failed("find cgroup")(Arc::new(error)))?;
+    if !handle.is_empty().unwrap_or(false) {
+        handle.kill().map_err(|error| failed("kill cgroup")(Arc::new(error)))?;
+        let end = std::time::Instant::now() + EMPTY;
+        while !handle.is_empty().unwrap_or(true) && std::time::Instant::now() < end {
+            // The kernel tells of an empty v1 cgroup only by looking.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    handle.remove().map_err(|error| failed("remove cgroup")(Arc::new(error)))
+}
+
+/// The cgroup of a container, which may not exist.
+pub(crate) fn handle(shared: &Shared, cgroups_path: &str) -> Result<Handle, keelson_shim::cgroup::CgroupError> {
+    let location = Location::parse(cgroups_path, shared.host.systemd)?;
+    let scope = match &location {
+        Location::Systemd { prefix, name, .. } if shared.host.systemd => Some(format!("{prefix}-{name}.scope")),
+        Location::Systemd { .. } | Location::Path(_) => None,
+    };
+    Handle::open(&Paths { path: location.path()?, scope })
+}
+
+fn failed(
+    record: &ContainerRecord,
+    stage: &'static str,
+) -> impl FnOnce(Arc<dyn std::error::Error + Send + Sync>) -> ContainerError + use<> {
+    let id = record.id.clone();
+    move |source| ContainerError::Failed { act: "remove", id, stage, source }
+}

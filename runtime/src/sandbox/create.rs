@@ -1,0 +1,180 @@
+//! Making a sandbox: namespaces, network attachment, files, /dev/shm, and the holder of a shared PID namespace.
+//! Kernel work runs on one thread of the blocking pool and two it starts for it: one inside the new namespaces, one for the files.
+//! Owns nothing: the intent is recorded before the first effect, and every effect is found again by the sandbox's id.
+//! Must never leave anything of a sandbox that failed: `release` undoes all that a name can find, in whatever state it is.
+
+use std::{io, net::IpAddr, sync::Arc};
+
+use keelson_network::{AttachRequest, Netns};
+use keelson_sys::namespace::{NamespaceKinds, in_new, pin};
+use rustix::mount::MountFlags;
+
+use super::{
+    SandboxError, files, holder, release,
+    spec::{IpcMode, NetworkMode, PidMode, PortMapping, Protocol, SandboxSpec},
+    sysctl,
+};
+use crate::{
+    dirs::SandboxDir,
+    engine::shared::{Shared, blocking},
+    oci::cgroup_path,
+    store::record::SandboxRecord,
+};
+
+/// What a made sandbox has.
+pub(crate) struct Made {
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) holder: Option<holder::Holder>,
+    pub(crate) made_cgroup: bool,
+}
+
+/// A step that failed.
+pub(crate) struct Failure {
+    pub(crate) stage: &'static str,
+    pub(crate) source: Arc<dyn std::error::Error + Send + Sync>,
+}
+
+/// Wraps the error of a step.
+pub(crate) fn failed<E: std::error::Error + Send + Sync + 'static>(stage: &'static str) -> impl FnOnce(E) -> Failure {
+    move |error| Failure { stage, source: Arc::new(error) }
+}
+
+/// Makes it, or undoes what was made.
+pub(crate) async fn create(shared: Arc<Shared>, record: SandboxRecord) -> Result<Made, SandboxError> {
+    let (record, base) = {
+        let shared = Arc::clone(&shared);
+        blocking(move || {
+            let mut record = record;
+            record.made_cgroup = !release::cgroup_exists(&parent(&shared, &record));
+            let made = make(&shared, &record);
+            (record, made)
+        })
+        .await
+    };
+    let made_cgroup = record.made_cgroup;
+    let made = match base {
+        Ok(addresses) if record.spec.namespaces.pid == PidMode::Sandbox => {
+            holder::start(&shared, &record).await.map(|holder| Made { addresses, holder: Some(holder), made_cgroup })
+        }
+        Ok(addresses) => Ok(Made { addresses, holder: None, made_cgroup }),
+        Err(failure) => Err(failure),
+    };
+    match made {
+        Ok(made) => Ok(made),
+        Err(Failure { stage, source }) => {
+            let id = record.id.clone();
+            let undone = blocking(move || release::everything(&shared, &record)).await;
+            if let Err(error) = undone {
+                // The record is still there: the next start of the daemon tries again.
+                tracing::warn!(sandbox = %id, %error, "undo failed sandbox");
+            }
+            Err(SandboxError::Failed { act: "run", id, stage, source })
+        }
+    }
+}
+
+/// The cgroup under which its containers are to live, as a path.
+pub(crate) fn parent(shared: &Shared, record: &SandboxRecord) -> String {
+    if shared.host.systemd { String::new() } else { cgroup_path::parent(&record.spec.cgroup_parent, short(record)) }
+}
+
+/// Names its own cgroup when the caller gave none.
+pub(crate) fn short(record: &SandboxRecord) -> &str {
+    record.id.as_str().get(..16).unwrap_or_default()
+}
+
+fn make(shared: &Shared, record: &SandboxRecord) -> Result<Vec<IpAddr>, Failure> {
+    let spec = &record.spec;
+    let dir = shared.state.sandbox(&record.id);
+    let hostname = files::hostname(spec);
+    dir.make().map_err(failed("make run directory"))?;
+    // The intent: from here on the sandbox's effects can be found and undone.
+    shared.store.put_sandbox(record).map_err(failed("record intent"))?;
+    std::thread::scope(|scope| {
+        let beside = std::thread::Builder::new()
+            .name("sandbox-files".into())
+            .stack_size(256 * 1024)
+            .spawn_scoped(scope, || fill(shared, spec, &hostname, &dir))
+            .map_err(failed("start thread"))?;
+        let addresses = connect(shared, record, &hostname, &dir);
+        let filled = beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let addresses = addresses?;
+        filled?;
+        files::write_hosts(spec, &hostname, &addresses, &dir).map_err(failed("write hosts file"))?;
+        Ok(addresses)
+    })
+}
+
+/// Namespaces and network.
+fn connect(shared: &Shared, record: &SandboxRecord, hostname: &str, dir: &SandboxDir) -> Result<Vec<IpAddr>, Failure> {
+    let spec = &record.spec;
+    let own_network = spec.namespaces.network == NetworkMode::Sandbox;
+    let own_ipc = spec.namespaces.ipc == IpcMode::Sandbox;
+    let mut kinds = NamespaceKinds::EMPTY;
+    if own_network {
+        kinds = kinds | NamespaceKinds::NET | NamespaceKinds::UTS;
+    }
+    if own_ipc {
+        kinds = kinds | NamespaceKinds::IPC;
+    }
+    if kinds.is_empty() {
+        return Ok(Vec::new());
+    }
+    let defaults = sysctl::defaults(spec.namespaces, shared.config.unprivileged_ports, shared.config.unprivileged_icmp);
+    let netns = in_new(kinds, || -> Result<Option<Netns>, Failure> {
+        sysctl::apply(&spec.sysctls, &defaults).map_err(failed("set kernel parameters"))?;
+        if own_ipc {
+            pin(NamespaceKinds::IPC, &dir.ipc()).map_err(failed("pin IPC namespace"))?;
+        }
+        if !own_network {
+            return Ok(None);
+        }
+        rustix::system::sethostname(hostname.as_bytes()).map_err(failed("set host name"))?;
+        pin(NamespaceKinds::UTS, &dir.uts()).map_err(failed("pin UTS namespace"))?;
+        let netns = Netns::current().map_err(failed("open network namespace"))?;
+        pin(NamespaceKinds::NET, &dir.net()).map_err(failed("pin network namespace"))?;
+        Ok(Some(netns))
+    });
+    match (netns.map_err(failed("make namespaces"))??, &shared.network) {
+        (Some(netns), Some(network)) => {
+            let request = AttachRequest {
+                sandbox: record.id.clone(),
+                ports: spec.port_mappings.iter().filter_map(port).collect(),
+            };
+            let attachment = network.attach(&request, &netns).map_err(failed("attach to network"))?;
+            Ok(attachment.addresses)
+        }
+        // Refused by the engine before.
+        (Some(_), None) | (None, _) => Ok(Vec::new()),
+    }
+}
+
+/// Resolver, host name, shared memory.
+fn fill(shared: &Shared, spec: &SandboxSpec, hostname: &str, dir: &SandboxDir) -> Result<(), Failure> {
+    files::write(spec, hostname, dir).map_err(failed("write resolver and host name files"))?;
+    if spec.namespaces.ipc == IpcMode::Sandbox {
+        mount_shm(dir, shared.config.shm_size).map_err(failed("mount /dev/shm"))?;
+    }
+    Ok(())
+}
+
+fn mount_shm(dir: &SandboxDir, size: u64) -> io::Result<()> {
+    std::fs::create_dir(dir.shm())?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options = std::ffi::CString::new(format!("mode=1777,size={size}"))?;
+    Ok(rustix::mount::mount("shm", dir.shm(), "tmpfs", flags, options.as_c_str())?)
+}
+
+/// A published port in the network room's words.
+fn port(mapping: &PortMapping) -> Option<keelson_network::PortMapping> {
+    (mapping.host_port != 0).then_some(keelson_network::PortMapping {
+        protocol: match mapping.protocol {
+            Protocol::Tcp => keelson_network::Protocol::Tcp,
+            Protocol::Udp => keelson_network::Protocol::Udp,
+            Protocol::Sctp => keelson_network::Protocol::Sctp,
+        },
+        host_port: mapping.host_port,
+        container_port: mapping.container_port,
+        host_ip: mapping.host_ip,
+    })
+}

@@ -1,0 +1,365 @@
+//! Requests about containers, as the sandbox's task answers them: decide on the state, begin work or join it.
+//! Part of the sandbox's task; nothing here waits.
+//! Owns nothing of its own. Must never begin work whose intent is not recorded.
+
+use std::sync::Arc;
+
+use keelson_api::ContainerId;
+use keelson_imageservice::Image;
+
+use super::{Done, Member, Reply, Task, answer};
+use crate::{
+    container::{
+        self, ContainerError, ContainerSpec,
+        spec::ContainerPid,
+        state::{Denied, Event, Request, State, Step, decide},
+    },
+    engine::{
+        shared::{Shared, blocking},
+        table::ContainerEntry,
+    },
+    oci::cgroup_path,
+    resources::Resources,
+    sandbox::{create, state as sandbox_state},
+    shim_client::{ShimError, record},
+    store::record::{ContainerRecord, Record as _},
+};
+
+impl Task {
+    pub(super) fn create_container(
+        &mut self,
+        spec: ContainerSpec,
+        image: &Arc<Image>,
+        reply: Reply<ContainerId, ContainerError>,
+    ) {
+        if let Some(member) = self.members.values_mut().find(|member| member.spec.key == spec.key) {
+            match member.record.state {
+                State::Creating => member.created.push(reply),
+                State::Removing(_) => answer(reply, Err(denied("create", &member.record.id, "being removed"))),
+                // The same name and attempt again: the caller lost the answer.
+                State::Created { .. }
+                | State::Starting { .. }
+                | State::Running { .. }
+                | State::Stopping { .. }
+                | State::Exited(_)
+                | State::Unknown { .. } => answer(reply, Ok(member.record.id.clone())),
+            }
+            return;
+        }
+        match self.order(spec, image) {
+            Ok(order) => {
+                let id = order.record.id.clone();
+                let entry = ContainerEntry::new(Arc::clone(&self.entry));
+                let mut member = Member::new(order.record.clone(), Arc::clone(&entry));
+                member.created.push(reply);
+                self.members.insert(id.clone(), member);
+                self.shared.table.add_container(id.clone(), entry);
+                let made = container::create::create(Arc::clone(&self.shared), order);
+                self.work.spawn(async move { Done::ContainerMade(id, Box::new(made.await)) });
+            }
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    /// What is to be made, when the sandbox allows it.
+    fn order(&self, spec: ContainerSpec, image: &Arc<Image>) -> Result<container::create::Order, ContainerError> {
+        if let Err(denied) = sandbox_state::decide(&self.record.state, sandbox_state::Request::CreateContainer) {
+            return Err(ContainerError::SandboxState { sandbox: self.record.id.to_string(), state: denied.state });
+        }
+        let invalid =
+            |field: &str, reason: &str| ContainerError::Invalid { field: field.into(), reason: reason.into() };
+        if spec.security.privileged && !self.spec.privileged {
+            return Err(invalid("privileged", "the sandbox is not privileged: run it so, or the container without"));
+        }
+        let target_pid = match &spec.security.pid {
+            ContainerPid::Target(target) => {
+                let pid = self.members.get(target).and_then(|member| member.record.state.pid());
+                Some(pid.ok_or_else(|| invalid("namespace_options.target_id", "no running container of this sandbox"))?)
+            }
+            ContainerPid::Sandbox | ContainerPid::Own | ContainerPid::Host => None,
+        };
+        let id = self.shared.container_id().map_err(|error| invalid("id", &format!("no random bytes: {error}")))?;
+        let log_path = match &self.spec.log_directory {
+            Some(directory) if !spec.log_path.as_os_str().is_empty() => directory.join(&spec.log_path),
+            Some(_) | None => std::path::PathBuf::new(),
+        };
+        let parent = &self.spec.cgroup_parent;
+        let record = ContainerRecord {
+            version: ContainerRecord::VERSION,
+            sandbox: self.record.id.clone(),
+            created_at: self.shared.created_now(),
+            state: State::Creating,
+            image_id: image.id.to_string(),
+            image_ref: image.digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+            log_path,
+            volumes: Vec::new(),
+            resources: spec.resources.clone(),
+            stop_signal: container::signal::effective(spec.stop_signal, image.config.stop_signal.as_deref()),
+            user: Default::default(),
+            cgroups_path: cgroup_path::of(self.shared.host.systemd, parent, create::short(&self.record), id.as_str()),
+            id,
+            spec,
+        };
+        Ok(container::create::Order { record, sandbox: self.record.clone(), image: Arc::clone(image), target_pid })
+    }
+
+    pub(super) fn start_container(&mut self, id: &ContainerId, reply: Reply<(), ContainerError>) {
+        let Some(member) = self.members.get_mut(id) else { return answer(reply, Err(not_found(id))) };
+        match decide(&member.record.state, &Request::Start) {
+            Ok(Step::Begin) => {
+                let Some(shim) = member.shim.clone() else {
+                    return answer(reply, Err(denied("start", id, "without its shim")));
+                };
+                member.started.push(reply);
+                member.starting = true;
+                self.apply(id, &Event::StartSent);
+                let id = id.clone();
+                self.work.spawn(async move { Done::Started(id, shim.start().await) });
+            }
+            Ok(Step::Join | Step::After | Step::Hasten { .. } | Step::KillFirst) => member.started.push(reply),
+            Ok(Step::Done) => answer(reply, Ok(())),
+            Err(Denied { state }) => answer(reply, Err(denied("start", id, state))),
+        }
+    }
+
+    pub(super) fn stop_container(&mut self, id: &ContainerId, grace_ms: u64, reply: Reply<(), ContainerError>) {
+        // CRI: stopping an unknown container is no error.
+        let Some(member) = self.members.get_mut(id) else { return answer(reply, Ok(())) };
+        if decide(&member.record.state, &Request::Stop { grace_ms }) == Ok(Step::Done) {
+            return answer(reply, Ok(()));
+        }
+        member.stopped.push(reply);
+        self.begin_stop(id, grace_ms);
+    }
+
+    /// Brings a container's end about, if it is not on its way faster already.
+    pub(super) fn begin_stop(&mut self, id: &ContainerId, grace_ms: u64) {
+        let Some(member) = self.members.get_mut(id) else { return };
+        let grace_ms = match decide(&member.record.state, &Request::Stop { grace_ms }) {
+            Ok(Step::Begin) => grace_ms,
+            Ok(Step::Hasten { grace_ms }) => grace_ms,
+            // Under way, or to come when the creation is done.
+            Ok(Step::Join | Step::After | Step::KillFirst | Step::Done) | Err(_) => return,
+        };
+        let signal = member.record.stop_signal;
+        let shim = member.shim.clone();
+        // The intent: after a restart of the daemon the shim is told again.
+        self.apply(id, &Event::StopSent { grace_ms });
+        match shim {
+            Some(shim) => {
+                let id = id.clone();
+                self.work_or_watch(grace_ms, async move { Done::StopAnswered(id, shim.stop(signal, grace_ms).await) });
+            }
+            None => self.kill(id),
+        }
+    }
+
+    /// Kills what is left in a container's cgroup, without its shim.
+    pub(super) fn kill(&mut self, id: &ContainerId) {
+        let Some(member) = self.members.get(id) else { return };
+        let (shared, record, id) = (Arc::clone(&self.shared), member.record.clone(), id.clone());
+        self.work.spawn(async move {
+            Done::Killed(id, blocking(move || container::release::leftovers(&shared, &record)).await)
+        });
+    }
+
+    /// Kills every container, at once.
+    pub(super) fn kill_all(&mut self) {
+        let ids: Vec<ContainerId> = self.members.keys().cloned().collect();
+        ids.iter().for_each(|id| self.begin_stop(id, 0));
+    }
+
+    pub(super) fn remove_container(&mut self, id: &ContainerId, reply: Reply<(), ContainerError>) {
+        // CRI: removing an unknown container is no error.
+        let Some(member) = self.members.get_mut(id) else { return answer(reply, Ok(())) };
+        member.removed.push(reply);
+        member.removing = true;
+        if decide(&member.record.state, &Request::Remove) == Ok(Step::KillFirst) {
+            self.begin_stop(id, 0);
+        }
+    }
+
+    /// Begins what an event has made possible for single containers.
+    pub(super) fn advance_members(&mut self) {
+        let all = self.record.state == sandbox_state::State::Removing;
+        let stopping = self.record.state == sandbox_state::State::Stopping;
+        let ready: Vec<(ContainerId, bool)> = self
+            .members
+            .iter()
+            .filter(|(_, member)| !member.taking)
+            .filter_map(|(id, member)| match &member.record.state {
+                State::Exited(_) | State::Removing(_) => (all || member.removing).then(|| (id.clone(), true)),
+                // Made while its end was asked for.
+                State::Created { .. } | State::Running { .. } | State::Starting { .. } => {
+                    (stopping || member.removing || !member.stopped.is_empty()).then(|| (id.clone(), false))
+                }
+                State::Creating | State::Stopping { .. } | State::Unknown { .. } => None,
+            })
+            .collect();
+        for (id, dead) in ready {
+            if dead { self.take_away(&id) } else { self.begin_stop(&id, 0) }
+        }
+    }
+
+    fn take_away(&mut self, id: &ContainerId) {
+        self.apply(id, &Event::RemoveBegun);
+        let Some(member) = self.members.get_mut(id) else { return };
+        member.taking = true;
+        let (shared, record, id) = (Arc::clone(&self.shared), member.record.clone(), id.clone());
+        self.work.spawn(async move {
+            let removed = blocking(move || container::release::files(&shared, &record)).await;
+            Done::ContainerRemoved(id, removed)
+        });
+    }
+
+    pub(super) fn update_container(&mut self, id: &ContainerId, change: &Resources, reply: Reply<(), ContainerError>) {
+        let Some(member) = self.members.get_mut(id) else { return answer(reply, Err(not_found(id))) };
+        if let Err(Denied { state }) = decide(&member.record.state, &Request::Update) {
+            return answer(reply, Err(denied("update", id, state)));
+        }
+        let merged = member.record.resources.merged(change);
+        if let Err((field, reason)) = merged.check() {
+            return answer(reply, Err(ContainerError::Invalid { field: field.into(), reason }));
+        }
+        let (shared, record, change, id) =
+            (Arc::clone(&self.shared), member.record.clone(), change.clone(), id.clone());
+        self.work.spawn(async move {
+            let result = blocking(move || limit(&shared, &record, &change)).await;
+            Done::Updated(id, Box::new(merged), result, reply)
+        });
+    }
+
+    /// Compares with the kernel: a container whose init is gone twice in a row is asked for; a lost shim is seen at once anyway.
+    pub(super) fn reconcile(&mut self) {
+        let mut ask = Vec::new();
+        for (id, member) in &mut self.members {
+            let Some(pid) = member.record.state.pid() else { continue };
+            let there = keelson_sys::pidfd::open(pid).is_ok();
+            if !there && member.missed {
+                ask.push((id.clone(), member.shim.clone()));
+            }
+            member.missed = !there;
+        }
+        for (id, shim) in ask {
+            match shim {
+                Some(shim) => drop(self.work.spawn(async move { Done::Probed(id, shim.state().await) })),
+                None => self.kill(&id),
+            }
+        }
+    }
+
+    /// The container is so after the event, on record and for others.
+    pub(super) fn apply(&mut self, id: &ContainerId, event: &Event) {
+        let Some(member) = self.members.get_mut(id) else { return };
+        let next = member.record.state.after(event);
+        if next == member.record.state {
+            return;
+        }
+        member.record.state = next;
+        if let Err(error) = self.shared.store.put_container(&member.record) {
+            // The shim and its exit record are the truth; recovery looks there.
+            tracing::warn!(container = %id, %error, "record container");
+        }
+        member.publish(&self.shared.state);
+    }
+
+    /// A stop with a long grace must not hold up the end of the daemon: its shim goes on alone.
+    fn work_or_watch(&mut self, grace_ms: u64, work: impl Future<Output = Done> + Send + 'static) {
+        if grace_ms == 0 {
+            self.work.spawn(work)
+        } else {
+            self.watches.spawn(work)
+        };
+    }
+
+    /// What recovery left for the task to do.
+    pub(super) fn resume_members(&mut self) {
+        let members: Vec<(ContainerId, State)> =
+            self.members.iter().map(|(id, member)| (id.clone(), member.record.state.clone())).collect();
+        for (id, state) in members {
+            match state {
+                State::Stopping { grace_ms, .. } => {
+                    let Some(member) = self.members.get(&id) else { continue };
+                    let signal = member.record.stop_signal;
+                    match member.shim.clone() {
+                        Some(shim) => {
+                            self.work_or_watch(grace_ms, async move {
+                                Done::StopAnswered(id, shim.stop(signal, grace_ms).await)
+                            });
+                        }
+                        None => self.kill(&id),
+                    }
+                }
+                State::Unknown { .. } => self.kill(&id),
+                State::Removing(_) => {
+                    if let Some(member) = self.members.get_mut(&id) {
+                        member.removing = true;
+                    }
+                }
+                State::Creating
+                | State::Created { .. }
+                | State::Starting { .. }
+                | State::Running { .. }
+                | State::Exited(_) => {}
+            }
+        }
+    }
+
+    pub(super) fn updated(
+        &mut self,
+        id: &ContainerId,
+        resources: Resources,
+        result: Result<(), ContainerError>,
+        reply: Reply<(), ContainerError>,
+    ) {
+        if let (Ok(()), Some(member)) = (&result, self.members.get_mut(id)) {
+            member.record.resources = resources;
+            if let Err(error) = self.shared.store.put_container(&member.record) {
+                tracing::warn!(container = %id, %error, "record container");
+            }
+            member.publish(&self.shared.state);
+        }
+        answer(reply, result);
+    }
+
+    pub(super) fn probed(
+        &mut self,
+        id: &ContainerId,
+        result: Result<Result<keelson_api::shim::State, keelson_api::shim::Exit>, ShimError>,
+    ) {
+        match result {
+            // Its init is being waited for, or has been replaced meanwhile.
+            Ok(Ok(_)) => {}
+            Ok(Err(exit)) => self.exited(id, &record(&exit)),
+            Err(error) => {
+                tracing::warn!(container = %id, %error, "its init is gone and its shim does not answer: killing what is left");
+                self.lost(id);
+            }
+        }
+    }
+}
+
+/// Applies limits to a live cgroup.
+fn limit(shared: &Shared, record: &ContainerRecord, change: &Resources) -> Result<(), ContainerError> {
+    if !change.unified.is_empty() && !shared.host.unified {
+        let reason = "this host has cgroup v1 controllers: unified settings need cgroup v2".to_owned();
+        return Err(ContainerError::Unsupported { field: "resources.unified".into(), reason });
+    }
+    let failed = |source: Arc<dyn std::error::Error + Send + Sync>| ContainerError::Failed {
+        act: "update",
+        id: record.id.clone(),
+        stage: "write limits",
+        source,
+    };
+    let limits = change.to_shim().map_err(|error| failed(Arc::new(error)))?;
+    let handle = container::release::handle(shared, &record.cgroups_path).map_err(|error| failed(Arc::new(error)))?;
+    handle.update(&limits).map_err(|error| failed(Arc::new(error)))
+}
+
+pub(super) fn denied(act: &'static str, id: &ContainerId, state: &'static str) -> ContainerError {
+    ContainerError::State { act, id: id.clone(), state }
+}
+
+pub(super) fn not_found(id: &ContainerId) -> ContainerError {
+    ContainerError::NotFound { id: id.to_string() }
+}

@@ -1,0 +1,246 @@
+//! The daemon's end of a shim's socket: requests out, replies back by number, end-of-file when the shim is gone.
+//! Runs on tokio workers: any task may call, the future that `attach` returns reads and must be polled by its owner.
+//! Owns the connection, never the shim: dropping a client changes nothing for the container.
+//! Must never wait without a deadline, nor believe a peer that is not root.
+
+pub(crate) mod error;
+pub(crate) mod spawn;
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    os::fd::AsRawFd as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use keelson_api::{
+    ExitRecord,
+    shim::{self, Call, Outcome, Reply, Request, frame},
+};
+use rustix::fs::{CWD, Mode, OFlags};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
+    sync::oneshot,
+    time::timeout,
+};
+
+pub(crate) use error::ShimError;
+pub(crate) use spawn::Shims;
+
+use crate::dirs::ContainerDir;
+
+/// A shim that has not answered by then is not going to.
+const ANSWER: Duration = Duration::from_secs(30);
+/// For what only reads the shim's memory.
+const QUICK: Duration = Duration::from_secs(5);
+/// Between the end of a grace or exec time limit and the answer: killing a big cgroup may take a while.
+const AFTER_KILL: Duration = Duration::from_secs(30);
+/// A buffer that an exec's output has grown is given back above this.
+const BUFFER_KEPT: usize = 64 * 1024;
+
+/// A connection to one shim.
+pub(crate) struct ShimClient {
+    id: String,
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    next: AtomicU64,
+    pending: Arc<Pending>,
+}
+
+/// Who waits for which reply; `None`: the connection is over.
+struct Pending(Mutex<Option<HashMap<u64, oneshot::Sender<Outcome>>>>);
+
+impl Pending {
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Outcome>>>> {
+        // Nothing that can panic runs under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ShimClient {
+    /// A client on a connected stream, and the future that reads replies until the shim is gone.
+    pub(crate) fn attach(id: &str, stream: UnixStream) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
+        let (reader, writer) = stream.into_split();
+        let pending = Arc::new(Pending(Mutex::new(Some(HashMap::new()))));
+        let client = Self {
+            id: id.to_owned(),
+            writer: tokio::sync::Mutex::new(writer),
+            next: AtomicU64::new(1),
+            pending: Arc::clone(&pending),
+        };
+        let id = id.to_owned();
+        let read = async move {
+            if let Err(error) = read_replies(reader, &pending).await {
+                tracing::warn!(id, %error, "connection to shim dropped");
+            }
+            // Everybody who waits learns that there will be no answer.
+            pending.lock().take();
+        };
+        (Arc::new(client), read)
+    }
+
+    /// Connects to the shim that listens in this directory.
+    pub(crate) async fn connect(dir: &ContainerDir) -> std::io::Result<UnixStream> {
+        // The path may be longer than a socket address: the directory's descriptor is short.
+        let directory =
+            rustix::fs::openat(CWD, dir.path(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), shim::SOCKET_FILE);
+        let stream = timeout(QUICK, UnixStream::connect(path)).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+        if stream.peer_cred()?.uid() != 0 {
+            return Err(std::io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(stream)
+    }
+
+    /// Makes the container; its init waits.
+    pub(crate) async fn launch(&self, launch: shim::Launch) -> Result<shim::State, ShimError> {
+        match self.call("launch", Call::Launch(launch), Some(ANSWER * 2)).await? {
+            Outcome::State(state) => Ok(state),
+            other => Err(self.unexpected("launch", &other)),
+        }
+    }
+
+    /// Lets the init exec. A process that has ended already when the answer is made was started all the same.
+    pub(crate) async fn start(&self) -> Result<shim::State, ShimError> {
+        match self.call("start", Call::Start(shim::Start {}), Some(ANSWER)).await? {
+            Outcome::State(state) => Ok(state),
+            Outcome::Exited(exit) => Ok(shim::State {
+                phase: shim::Phase::Stopped.into(),
+                started_at: exit.started_at,
+                ..Default::default()
+            }),
+            other => Err(self.unexpected("start", &other)),
+        }
+    }
+
+    /// The state, or how it ended.
+    pub(crate) async fn state(&self) -> Result<Result<shim::State, shim::Exit>, ShimError> {
+        match self.call("ask state", Call::State(shim::GetState {}), Some(QUICK)).await? {
+            Outcome::State(state) => Ok(Ok(state)),
+            Outcome::Exited(exit) => Ok(Err(exit)),
+            other => Err(self.unexpected("ask state", &other)),
+        }
+    }
+
+    /// Signal, grace, kill; returns when the exit record is on disk.
+    pub(crate) async fn stop(&self, signal: i32, grace_ms: u64) -> Result<shim::Exit, ShimError> {
+        let deadline = Duration::from_millis(grace_ms).saturating_add(AFTER_KILL);
+        match self.call("stop", Call::Stop(shim::Stop { signal, grace_ms }), Some(deadline)).await? {
+            Outcome::Exited(exit) => Ok(exit),
+            other => Err(self.unexpected("stop", &other)),
+        }
+    }
+
+    /// Runs a program in the container to its end.
+    pub(crate) async fn exec(&self, exec: shim::ExecSync) -> Result<shim::ExecResult, ShimError> {
+        let limit = Duration::from_millis(exec.timeout_ms);
+        let deadline = (!limit.is_zero()).then(|| limit.saturating_add(AFTER_KILL));
+        match self.call("exec", Call::ExecSync(exec), deadline).await? {
+            Outcome::Exec(result) => Ok(result),
+            other => Err(self.unexpected("exec", &other)),
+        }
+    }
+
+    /// Opens the log anew.
+    pub(crate) async fn reopen_log(&self) -> Result<(), ShimError> {
+        match self.call("reopen log", Call::ReopenLog(shim::ReopenLog {}), Some(ANSWER)).await? {
+            Outcome::Done(_) => Ok(()),
+            other => Err(self.unexpected("reopen log", &other)),
+        }
+    }
+
+    /// Ends shim and container, in whatever state.
+    pub(crate) async fn delete(&self) -> Result<(), ShimError> {
+        match self.call("delete", Call::Delete(shim::Delete {}), Some(ANSWER)).await {
+            // It has ended: that was asked for.
+            Ok(_) | Err(ShimError::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn call(&self, act: &'static str, call: Call, deadline: Option<Duration>) -> Result<Outcome, ShimError> {
+        let gone = || ShimError::Gone { act, id: self.id.clone() };
+        let seq = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        self.pending.lock().as_mut().ok_or_else(gone)?.insert(seq, sender);
+        let work = async {
+            let bytes = frame::encode(&Request { seq, call: Some(call) });
+            if bytes.len() > frame::HEADER + frame::BODY_MAX {
+                return Err(ShimError::TooLong { act, id: self.id.clone(), bytes: bytes.len() });
+            }
+            if self.writer.lock().await.write_all(&bytes).await.is_err() {
+                // A reply may have come before the end; the reader tells.
+                tracing::debug!(id = self.id, act, "shim closed its socket");
+            }
+            receiver.await.map_err(|_| gone())
+        };
+        let outcome = match deadline {
+            Some(after) => timeout(after, work)
+                .await
+                .unwrap_or_else(|_| Err(ShimError::Deadline { act, id: self.id.clone(), after })),
+            None => work.await,
+        };
+        if outcome.is_err()
+            && let Some(pending) = self.pending.lock().as_mut()
+        {
+            pending.remove(&seq);
+        }
+        match outcome? {
+            Outcome::Failed(failure) => {
+                Err(ShimError::Refused { act, id: self.id.clone(), failure: Box::new(failure) })
+            }
+            outcome => Ok(outcome),
+        }
+    }
+
+    fn unexpected(&self, act: &'static str, outcome: &Outcome) -> ShimError {
+        let answer = match outcome {
+            Outcome::Failed(_) => "failed",
+            Outcome::Done(_) => "done",
+            Outcome::State(_) => "state",
+            Outcome::Exec(_) => "exec",
+            Outcome::Exited(_) => "exited",
+        };
+        ShimError::Unexpected { act, id: self.id.clone(), answer }
+    }
+}
+
+/// The exit on the wire as the record on disk.
+pub(crate) fn record(exit: &shim::Exit) -> ExitRecord {
+    ExitRecord {
+        version: ExitRecord::VERSION,
+        code: exit.code,
+        signal: (exit.signal != 0).then_some(exit.signal),
+        started_at: exit.started_at,
+        finished_at: exit.finished_at,
+        oom_killed: exit.oom_killed,
+    }
+}
+
+async fn read_replies(mut reader: OwnedReadHalf, pending: &Pending) -> Result<(), frame::FrameError> {
+    let mut buffer: Vec<u8> = Vec::new();
+    loop {
+        while let Some((reply, used)) = frame::decode::<Reply>(&buffer)? {
+            buffer.drain(..used);
+            let waiting = pending.lock().as_mut().and_then(|waiting| waiting.remove(&reply.seq));
+            if let (Some(waiting), Some(outcome)) = (waiting, reply.outcome) {
+                // Who asked may have gone at its deadline.
+                let _ = waiting.send(outcome);
+            }
+        }
+        if buffer.is_empty() && buffer.capacity() > BUFFER_KEPT {
+            buffer = Vec::new();
+        }
+        match reader.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
