@@ -27,10 +27,12 @@ impl Node {
             socket: None,
         };
         let config = Config::parse("[network]\nenabled = false\n", "test", &overrides).unwrap();
-        let engine = EngineConfig::new(config.root.clone(), config.state.clone(), "/nonexistent/keelson-shim".into());
-        let engine = Engine::open(engine).await.unwrap();
         let images = keelson_imageservice::Config { root: config.root.clone(), ..Default::default() };
-        let images = Arc::new(ImageService::open(images).unwrap());
+        // Any program will do: nothing is launched.
+        let shim = std::env::current_exe().unwrap();
+        let engine = EngineConfig::new(config.root.clone(), config.state.clone(), shim, images);
+        let engine = Engine::open(engine).await.unwrap();
+        let images = Arc::clone(engine.images());
         let socket = Socket::bind(&config.socket).await.unwrap();
         let address = format!("unix://{}", config.socket.display());
         let (stop, stopped) = tokio::sync::oneshot::channel();
