@@ -308,3 +308,40 @@ async fn credentials_that_cannot_be_sent_are_refused_before_anything_is_asked() 
     assert!(matches!(error, PullError::InvalidCredentials { .. }));
     assert!(server.seen().is_empty());
 }
+
+/// A small filesystem, gone with the value.
+struct SmallDisk<'a>(&'a std::path::Path);
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_full_disk_is_told_and_leaves_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    let mounted = rustix::mount::mount("tmpfs", temp.path(), "tmpfs", flags, Some(c"size=1m,mode=755"));
+    if let Err(errno) = mounted {
+        println!("SKIP privileged_a_full_disk_is_told_and_leaves_nothing: mount tmpfs: {errno}");
+        return;
+    }
+    let _disk = SmallDisk(temp.path());
+    let (small, large) = (Image::of_sizes(11, &[1000]), Image::of_sizes(12, &[1000, 3_000_000]));
+    let mut shelf = small.shelf("app", "small");
+    large.publish(&mut shelf, "app", "large");
+    let server = Server::plain(shelf, |_| None).await;
+    let node = Node::with(|config| config.root = temp.path().to_owned());
+    let error = node.pull(&format!("{}/app:large", server.host())).await.unwrap_err();
+    assert!(matches!(error, PullError::NoSpace { .. }), "{error:?}");
+    assert_eq!(error.kind(), PullFailure::Exhausted);
+    let text = super::chain(&error);
+    assert!(text.contains("no space left") && text.contains("free space"), "{text}");
+    // The daemon goes on, and what fits is pulled as soon as the trash is empty.
+    while !node.service.is_drained().unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    node.pull(&format!("{}/app:small", server.host())).await.unwrap();
+    node.service.stop_pulls().await;
+}
