@@ -1,24 +1,20 @@
-//! Places where tests make an attach fail or the daemon die. In a build without tests each is nothing.
-//! Runs on the thread that armed it. Owns a thread-local. Must never be reachable in a release.
+//! Places where tests make a step fail or the daemon die. In a build without tests each is nothing.
+//! Any thread of the network that was armed. Owns what is armed. Must never be reachable in a release.
 
 /// What a fault point may do when it is reached.
 #[cfg(test)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The step fails.
+    /// The step fails, once.
     Fail,
     /// The process ends here: unwinds past everything without undo.
     Die,
 }
 
-#[cfg(test)]
-thread_local! {
-    static ARMED: std::cell::Cell<Option<(&'static str, Fault)>> = const { std::cell::Cell::new(None) };
-}
-
 /// Every point, in the order an attach and then a detach reaches them.
 #[cfg(test)]
 pub(crate) const POINTS: [&str; 11] = [
+    "setup",
     "reserved",
     "leased",
     "recorded",
@@ -29,28 +25,38 @@ pub(crate) const POINTS: [&str; 11] = [
     "unlinked",
     "released",
     "forgotten",
-    "setup",
 ];
 
-/// Arms one point on this thread until `None`.
-#[cfg(test)]
-pub(crate) fn arm(fault: Option<(&'static str, Fault)>) {
-    ARMED.with(|armed| armed.set(fault));
+/// What is armed on one network.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    #[cfg(test)]
+    armed: std::sync::Mutex<Option<(&'static str, Fault)>>,
 }
 
-/// Says whether the point named here shall fail.
 #[cfg(test)]
-pub(crate) fn strikes(point: &'static str) -> bool {
-    assert!(POINTS.contains(&point), "{point} is not listed");
-    match ARMED.with(std::cell::Cell::get) {
-        Some((armed, Fault::Fail)) => armed == point,
-        Some((armed, Fault::Die)) if armed == point => std::panic::panic_any("died as armed"),
-        Some(_) | None => false,
+impl Faults {
+    pub(crate) fn arm(&self, point: &'static str, fault: Fault) {
+        assert!(POINTS.contains(&point), "{point} is not listed");
+        *self.armed.lock().unwrap() = Some((point, fault));
+    }
+
+    /// Says whether the point named here shall fail.
+    pub(crate) fn strike(&self, point: &'static str) -> bool {
+        assert!(POINTS.contains(&point), "{point} is not listed");
+        let armed = self.armed.lock().unwrap().take_if(|(armed, _)| *armed == point);
+        match armed {
+            Some((_, Fault::Die)) => std::panic::panic_any("died as armed"),
+            Some((_, Fault::Fail)) => true,
+            None => false,
+        }
     }
 }
 
 #[cfg(not(test))]
-#[inline]
-pub(crate) fn strikes(_point: &'static str) -> bool {
-    false
+impl Faults {
+    #[inline]
+    pub(crate) fn strike(&self, _point: &'static str) -> bool {
+        false
+    }
 }

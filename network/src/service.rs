@@ -1,10 +1,12 @@
 //! The network as the daemon uses it: attach a sandbox, detach it, say what it has, say whether it works, clean up.
 //! Called from many threads at once; each call does its kernel work on the caller's thread and under no lock of this room but
-//! that of the socket it talks through. What a sandbox has is, in this order, leased, recorded, made; and taken down in reverse.
+//! that of the socket it talks through. What a sandbox has is, in this order, leased, recorded, made; and taken down in reverse,
+//! by a thread that takes many at once.
 //! Owns all state of the room. Must never have something in the kernel that no record names.
 
 mod attach;
 mod detach;
+mod reaper;
 mod setup;
 
 use std::{
@@ -13,22 +15,26 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
 };
 
 use keelson_api::SandboxId;
 
 pub use attach::{AttachError, AttachRequest};
 pub use detach::{Closed, DetachError};
+use reaper::Leaving;
 use setup::Ready;
 pub use setup::SetupError;
 
 use crate::{
     attachment::{Attachment, Records},
     config::{Config, InvalidConfig},
+    fault::Faults,
     file::{FileError, failed},
     forwarding::Forwarding,
     home::Home,
     ipam::{self, Ipam},
+    nfnetlink::Element,
     port::{self, Book, PortMapping},
 };
 
@@ -75,24 +81,45 @@ pub struct NotReady {
 #[derive(Debug)]
 pub struct Network {
     config: Config,
-    home: Home,
-    records: Records,
+    core: Arc<Core>,
     forwarding: Forwarding,
-    state: Mutex<State>,
-    turn_ended: Condvar,
     /// Serialises set-up; holds what it led to.
     setup: Mutex<()>,
     ready: Mutex<Option<Arc<Ready>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the calls and the reaper share.
+#[derive(Debug)]
+struct Core {
+    home: Home,
+    records: Records,
+    state: Mutex<State>,
+    /// A turn ended, something left, or is to leave.
+    changed: Condvar,
+    faults: Faults,
 }
 
 #[derive(Debug)]
 struct State {
     attachments: HashMap<SandboxId, Attachment>,
+    /// No longer attached, not yet gone.
+    leaving: HashMap<SandboxId, Leaving>,
     /// Ports that the firewall's maps must hold, whatever became of them since.
-    published: HashMap<SandboxId, Vec<(port::Map, crate::nfnetlink::Element)>>,
+    published: HashMap<SandboxId, Vec<(port::Map, Element)>>,
     book: Book,
     ipam: Ipam,
     busy: HashSet<SandboxId>,
+    reaper: Reaper,
+    closing: bool,
+}
+
+/// The state of the thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reaper {
+    NotStarted,
+    Runs,
+    Ended,
 }
 
 impl Network {
@@ -130,16 +157,24 @@ impl Network {
             }
         }
         let forwarding = Forwarding::new(&config.dir, home.inode());
-        let state = State { attachments: state_of, published, book, ipam, busy: HashSet::new() };
+        let state = Mutex::new(State {
+            attachments: state_of,
+            leaving: HashMap::new(),
+            published,
+            book,
+            ipam,
+            busy: HashSet::new(),
+            reaper: Reaper::NotStarted,
+            closing: false,
+        });
+        let core = Core { home, records, state, changed: Condvar::new(), faults: Faults::default() };
         Ok(Self {
             config,
-            home,
-            records,
+            core: Arc::new(core),
             forwarding,
-            state: Mutex::new(state),
-            turn_ended: Condvar::new(),
             setup: Mutex::new(()),
             ready: Mutex::new(None),
+            thread: Mutex::new(None),
         })
     }
 
@@ -167,16 +202,16 @@ impl Network {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.state()
     }
 
     /// Waits until no other call works on this sandbox.
     fn turn<'a>(&'a self, sandbox: &'a SandboxId) -> Turn<'a> {
         let mut state = self.state();
         while !state.busy.insert(sandbox.clone()) {
-            state = self.turn_ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.core.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        Turn { network: self, sandbox }
+        Turn { core: &self.core, sandbox }
     }
 
     fn lease_dir(&self) -> PathBuf {
@@ -189,20 +224,38 @@ impl Network {
 }
 
 /// What the firewall's maps must hold for these ports.
-fn elements(ports: &[PortMapping], attachment: &Attachment) -> Vec<(port::Map, crate::nfnetlink::Element)> {
+fn elements(ports: &[PortMapping], attachment: &Attachment) -> Vec<(port::Map, Element)> {
     ports.iter().flat_map(|mapping| port::elements(mapping, &attachment.addresses)).collect()
+}
+
+impl Core {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Network {
+    /// Finishes what leaves; an attempt that failed is left to the next daemon, by its record.
+    fn drop(&mut self) {
+        self.state().closing = true;
+        self.core.changed.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that takes attachments away panicked");
+        }
+    }
 }
 
 /// The right to work on one sandbox.
 struct Turn<'a> {
-    network: &'a Network,
+    core: &'a Core,
     sandbox: &'a SandboxId,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.network.state().busy.remove(self.sandbox);
-        self.network.turn_ended.notify_all();
+        self.core.state().busy.remove(self.sandbox);
+        self.core.changed.notify_all();
     }
 }
 

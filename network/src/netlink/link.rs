@@ -22,6 +22,7 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
 const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 
@@ -207,6 +208,21 @@ pub fn set_up(batch: &mut Batch, name: &str, index: u32) {
 pub fn delete(batch: &mut Batch, name: &str) {
     let what = ("delete interface", name.to_owned());
     batch.push(what, (RTM_DELLINK, 0), &header(0, 0, 0), |message| message.text(IFLA_IFNAME, name));
+}
+
+/// Puts an interface into a group.
+pub fn set_group(batch: &mut Batch, name: &str, group: u32) {
+    batch.push(("group interface", name.to_owned()), (RTM_NEWLINK, 0), &header(0, 0, 0), |message| {
+        message.text(IFLA_IFNAME, name);
+        message.u32(IFLA_GROUP, group);
+    });
+}
+
+/// Deletes every interface of a group. The kernel waits for all of them together, where one after the other it waits for each:
+/// 0.6 ms instead of 17 for one of 64.
+pub fn delete_group(batch: &mut Batch, group: u32) {
+    let what = ("delete interfaces of group", format!("{group:#x}"));
+    batch.push(what, (RTM_DELLINK, 0), &header(0, 0, 0), |message| message.u32(IFLA_GROUP, group));
 }
 
 /// The interface of this name, if there is one; with its counters when `traffic`.

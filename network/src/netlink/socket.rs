@@ -118,6 +118,15 @@ impl Socket {
     /// The first refusal.
     pub fn execute(&mut self, mut batch: Batch) -> Result<(), NetlinkError> {
         let Some(last) = batch.len().checked_sub(1) else { return Ok(()) };
+        first(self.run(&mut batch, Some(last), last, &mut |_| Ok(()))?)
+    }
+
+    /// As [`Socket::execute`], telling every refusal, each with the place of its request in the batch.
+    ///
+    /// # Errors
+    /// When the kernel could not be talked to.
+    pub fn execute_each(&mut self, mut batch: Batch) -> Result<Vec<(usize, NetlinkError)>, NetlinkError> {
+        let Some(last) = batch.len().checked_sub(1) else { return Ok(Vec::new()) };
         self.run(&mut batch, Some(last), last, &mut |_| Ok(()))
     }
 
@@ -131,7 +140,7 @@ impl Socket {
         mut each: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
     ) -> Result<(), NetlinkError> {
         let last = batch.len().saturating_sub(1);
-        self.run(&mut batch, Some(last), last, &mut each)
+        first(self.run(&mut batch, Some(last), last, &mut each)?)
     }
 
     /// An nfnetlink transaction: all or nothing. The closing message brings no acknowledgement of its own, so the one
@@ -141,7 +150,7 @@ impl Socket {
     /// The first refusal; then nothing of the batch was done.
     pub fn transaction(&mut self, mut batch: Batch) -> Result<(), NetlinkError> {
         let Some(last) = batch.len().checked_sub(2) else { return Ok(()) };
-        self.run(&mut batch, Some(last), last, &mut |_| Ok(()))
+        first(self.run(&mut batch, Some(last), last, &mut |_| Ok(()))?)
     }
 
     /// Asks for a listing, hands each entry to `each`; `restart` is called before it begins again, when the kernel says that
@@ -160,10 +169,10 @@ impl Socket {
             request(&mut batch);
             let mut entries = T::default();
             let mut interrupted = false;
-            self.run(&mut batch, None, 0, &mut |message| {
+            first(self.run(&mut batch, None, 0, &mut |message| {
                 interrupted |= message.flags & flags::DUMP_INTR != 0;
                 each(&mut entries, message)
-            })?;
+            })?)?;
             if !interrupted || attempt == DUMP_ATTEMPTS {
                 return Ok(entries);
             }
@@ -177,25 +186,26 @@ impl Socket {
         ack: Option<usize>,
         last: usize,
         each: &mut dyn FnMut(&Message<'_>) -> Result<(), Malformed>,
-    ) -> Result<(), NetlinkError> {
+    ) -> Result<Vec<(usize, NetlinkError)>, NetlinkError> {
         if let Some(index) = batch.overflow() {
             let (act, object) = batch.words(index);
             return Err(NetlinkError::TooLong { act, object: object.to_owned() });
         }
-        let first = self.seq;
+        let start = self.seq;
         let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
         self.seq = self.seq.wrapping_add(count);
-        self.send(batch.seal(first, ack)).map_err(|source| lost(batch, 0, source))?;
-        let mut refusal = None;
+        self.send(batch.seal(start, ack)).map_err(|source| lost(batch, 0, source))?;
+        let mut refusals = Vec::new();
         loop {
             let length = match self.receive() {
                 Ok(length) => length,
                 // An aborted transaction may tell only why, and acknowledge nothing else.
-                Err(source) => return Err(refusal.unwrap_or_else(|| lost(batch, 0, source))),
+                Err(_) if !refusals.is_empty() => return Ok(refusals),
+                Err(source) => return Err(lost(batch, 0, source)),
             };
             for message in Messages::of(self.buffer.get(..length).unwrap_or_default()) {
                 let message = message.map_err(|source| garbled(batch, 0, source))?;
-                let index = match usize::try_from(message.seq.wrapping_sub(first)) {
+                let index = match usize::try_from(message.seq.wrapping_sub(start)) {
                     Ok(index) if index < batch.len() => index,
                     // A late reply to a request whose caller gave up.
                     Ok(_) | Err(_) => continue,
@@ -206,15 +216,11 @@ impl Socket {
                         let outcome = outcome(&message).map_err(|source| garbled(batch, index, source))?;
                         if let Some((errno, detail)) = outcome {
                             let (act, object) = batch.words(index);
-                            refusal.get_or_insert(NetlinkError::Refused {
-                                act,
-                                object: object.to_owned(),
-                                errno,
-                                detail,
-                            });
+                            let object = object.to_owned();
+                            refusals.push((index, NetlinkError::Refused { act, object, errno, detail }));
                         }
                         if index == last {
-                            return refusal.map_or(Ok(()), Err);
+                            return Ok(refusals);
                         }
                     }
                     NLMSG_OVERRUN => return Err(lost(batch, index, Errno::OVERFLOW.into())),
@@ -243,6 +249,10 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn first(refusals: Vec<(usize, NetlinkError)>) -> Result<(), NetlinkError> {
+    refusals.into_iter().next().map_or(Ok(()), |(_, refusal)| Err(refusal))
 }
 
 fn lost(batch: &Batch, index: usize, source: io::Error) -> NetlinkError {

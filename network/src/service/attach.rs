@@ -8,11 +8,11 @@ use std::{net::IpAddr, sync::Arc};
 use keelson_api::SandboxId;
 use rustix::io::Errno;
 
-use super::{Network, SetupError, elements, setup::Ready};
+use super::{DetachError, Network, SetupError, elements, setup::Ready};
 use crate::{
     address::{IpNet, Mac},
     attachment::{Attachment, INTERFACE},
-    conntrack, fault,
+    conntrack,
     file::FileError,
     firewall::PortChange,
     ipam::{self, Exhausted},
@@ -47,6 +47,15 @@ pub enum AttachError {
         /// Why.
         #[source]
         source: SetupError,
+    },
+    /// What it had before is not gone yet.
+    #[error("attach sandbox to network `{bridge}`: take its earlier attachment away")]
+    Leaving {
+        /// The bridge.
+        bridge: String,
+        /// Why.
+        #[source]
+        source: Box<DetachError>,
     },
     /// No address is left.
     #[error("attach sandbox to network `{bridge}`")]
@@ -116,15 +125,6 @@ pub enum AttachError {
     },
 }
 
-macro_rules! fault_point {
-    ($point:literal) => {
-        if fault::strikes($point) {
-            #[cfg(test)]
-            return Err(AttachError::Armed { point: $point });
-        }
-    };
-}
-
 impl Network {
     /// Gives the sandbox an interface in `netns`, with addresses, routes, loopback and its host ports. Attached already: says
     /// what it has.
@@ -134,6 +134,8 @@ impl Network {
     pub fn attach(&self, request: &AttachRequest, netns: &Netns) -> Result<Attachment, AttachError> {
         let sandbox = &request.sandbox;
         let _turn = self.turn(sandbox);
+        let left = self.core.wait_gone(sandbox);
+        left.map_err(|source| AttachError::Leaving { bridge: self.bridge_name(), source: Box::new(source) })?;
         let ready = self.ready().map_err(|source| self.setup_failed(source))?;
         let known = self.attachment(sandbox);
         if let Some(known) = &known {
@@ -180,7 +182,7 @@ impl Network {
             ports,
         };
         self.record(&attachment)?;
-        fault_point!("recorded");
+        self.fault("recorded")?;
         Ok(attachment)
     }
 
@@ -196,10 +198,13 @@ impl Network {
         let mut addresses = Vec::with_capacity(gateways.len());
         for (gateway, net) in gateways {
             loop {
-                let reserved = self.state().ipam.reserve(*net, *gateway, sandbox);
+                let mut reserved = self.state().ipam.reserve(*net, *gateway, sandbox);
+                if reserved.is_err() && self.core.wait_all_gone().is_ok() {
+                    reserved = self.state().ipam.reserve(*net, *gateway, sandbox);
+                }
                 let address =
                     reserved.map_err(|source| AttachError::Exhausted { bridge: self.bridge_name(), source })?;
-                fault_point!("reserved");
+                self.fault("reserved")?;
                 // A file that is there without being known was put there by somebody; that address stays reserved.
                 if ipam::write(&dir, address, sandbox).map_err(record_failed)? {
                     addresses.push(address);
@@ -208,7 +213,7 @@ impl Network {
                 tracing::warn!(%address, "an unknown lease file holds this address: taking another");
             }
         }
-        fault_point!("leased");
+        self.fault("leased")?;
         Ok(addresses)
     }
 
@@ -217,20 +222,20 @@ impl Network {
         state.published.insert(attachment.sandbox.clone(), elements(&attachment.ports, attachment));
         state.attachments.insert(attachment.sandbox.clone(), attachment.clone());
         drop(state);
-        self.records.put(attachment).map_err(|source| AttachError::Record { bridge: self.bridge_name(), source })
+        self.core.records.put(attachment).map_err(|source| AttachError::Record { bridge: self.bridge_name(), source })
     }
 
     fn make(&self, planned: Attachment, ready: Arc<Ready>, netns: &Netns) -> Result<Attachment, AttachError> {
         let (attachment, ready) = self.make_veth(planned, ready, netns)?;
-        fault_point!("veth");
+        self.fault("veth")?;
         self.configure(&attachment, netns)?;
-        fault_point!("configured");
+        self.fault("configured")?;
         if !attachment.ports.is_empty() {
             let elements = elements(&attachment.ports, &attachment);
             let published = self.publish(&ready, PortChange::Add(&elements));
             published.map_err(|source| self.setup_failed(source))?;
             self.forget_flows(&attachment);
-            fault_point!("published");
+            self.fault("published")?;
         }
         Ok(attachment)
     }
@@ -258,7 +263,7 @@ impl Network {
             link::create_veth(&mut batch, &veth);
             link::ready_port(&mut batch, name, ready.ipv6);
             link::set_up(&mut batch, name, 0);
-            let error = match self.home.with(|socket| socket.execute(batch)) {
+            let error = match self.core.home.with(|socket| socket.execute(batch)) {
                 Ok(()) => return Ok((attachment, ready)),
                 Err(error) => error,
             };
@@ -277,7 +282,7 @@ impl Network {
                 // The bridge may be gone: look, and try once more.
                 Some(_) if !mended => {
                     mended = true;
-                    self.unlink(&attachment).map_err(|source| self.netlink_failed(source))?;
+                    self.core.unlink(&attachment).map_err(|source| self.netlink_failed(source))?;
                     ready = self.set_up().map_err(|source| self.setup_failed(source))?;
                 }
                 Some(_) | None => return Err(self.netlink_failed(error)),
@@ -311,7 +316,7 @@ impl Network {
 
     /// Whether all that the record says is there.
     fn is_intact(&self, known: &Attachment, ready: &Ready, netns: &Netns) -> bool {
-        let host = self.home.with(|socket| link::get(socket, &known.host_interface, false));
+        let host = self.core.home.with(|socket| link::get(socket, &known.host_interface, false));
         let port = matches!(host, Ok(Some(link)) if link.master == Some(ready.bridge) && link.up);
         let addresses = || netns.with(address::list).unwrap_or_default();
         let has = |there: &[Assigned], wanted: &IpAddr| there.iter().any(|assigned| assigned.address == *wanted);
@@ -338,7 +343,7 @@ impl Network {
                 continue;
             }
             checked.push(mapping.protocol);
-            let listeners = self.home.inside(|| diag::listeners(mapping.protocol.number()));
+            let listeners = self.core.home.inside(|| diag::listeners(mapping.protocol.number()));
             let listeners =
                 listeners.map_err(|source| AttachError::Namespace { bridge: self.bridge_name(), source })?;
             let listeners = listeners.map_err(|source| self.netlink_failed(source))?;
@@ -357,11 +362,23 @@ impl Network {
         if udp.is_empty() {
             return;
         }
-        match self.home.inside(|| conntrack::forget_udp(&udp)) {
+        match self.core.home.inside(|| conntrack::forget_udp(&udp)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(sandbox = %attachment.sandbox, %error, "old UDP flows may go astray"),
             Err(error) => tracing::warn!(sandbox = %attachment.sandbox, %error, "old UDP flows may go astray"),
         }
+    }
+
+    #[cfg(test)]
+    fn fault(&self, point: &'static str) -> Result<(), AttachError> {
+        if self.core.faults.strike(point) { Err(AttachError::Armed { point }) } else { Ok(()) }
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unnecessary_wraps, reason = "the test build fails here")]
+    fn fault(&self, point: &'static str) -> Result<(), AttachError> {
+        self.core.faults.strike(point);
+        Ok(())
     }
 
     pub(super) fn bridge_name(&self) -> String {

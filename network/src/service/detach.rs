@@ -1,20 +1,22 @@
-//! Detach: unpublish ports, delete the interface, free the addresses, forget the record; each step may have been done before.
-//! Runs on the caller's thread; goes on past failures, tells them all, and then keeps the record so that it can be called again.
-//! Owns nothing beyond the call. Must never free an address whose interface may still be there.
+//! Detach: unpublish ports on the caller's thread, then let the reaper delete the interface, free the addresses and forget the
+//! record; each step may have been done before. And close: remove what serves all pods when there is none.
+//! Blocks as each call says. Owns nothing beyond the call.
+//! Must never let go of a sandbox whose host ports may still lead to its addresses.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::PoisonError};
 
 use keelson_api::SandboxId;
-use rustix::io::Errno;
 
-use super::{Network, SetupError, elements};
+use super::{
+    Network, Reaper, SetupError, elements,
+    reaper::{self, Leaving, absent},
+};
 use crate::{
     attachment::Attachment,
-    bridge, fault,
+    bridge,
     file::FileError,
     firewall::PortChange,
     forwarding::ForwardingError,
-    ipam,
     netlink::{Batch, NetlinkError, link},
     netns::NetnsError,
     nfnetlink::Transaction,
@@ -50,13 +52,18 @@ pub enum DetachError {
         #[source]
         source: FileError,
     },
-    /// More than one of these.
-    #[error("detach sandbox {sandbox}: {}", list(failures))]
-    Several {
+    /// An earlier attempt failed, or the thread that does it ended.
+    #[error("detach sandbox {sandbox}: not finished; its record is kept, and it is tried again")]
+    Unfinished {
         /// The sandbox.
         sandbox: SandboxId,
-        /// All that failed.
-        failures: Vec<DetachError>,
+    },
+    /// The thread that deletes interfaces could not be started.
+    #[error("start the thread that deletes interfaces")]
+    Thread {
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// The bridge or the firewall's table, when the network was closed.
     #[error("close network")]
@@ -95,14 +102,6 @@ pub enum DetachError {
     },
 }
 
-fn list(failures: &[DetachError]) -> String {
-    let texts = failures.iter().map(|failure| {
-        let source = std::error::Error::source(failure).map(|source| format!(": {source}")).unwrap_or_default();
-        format!("{failure}{source}")
-    });
-    texts.collect::<Vec<_>>().join("; ")
-}
-
 /// What closing did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
@@ -112,48 +111,48 @@ pub enum Closed {
     InUse(usize),
 }
 
-macro_rules! fault_point {
-    ($point:literal) => {
-        if fault::strikes($point) {
-            #[cfg(test)]
-            return Err(DetachError::Armed { point: $point });
-        }
-    };
-}
-
 impl Network {
-    /// Takes away all that a sandbox has. Nothing attached: nothing done. Works when its namespace, the bridge or the firewall's
-    /// table are gone.
+    /// Takes away all that a sandbox has, and waits until it is gone. Nothing attached: nothing done. Works when its namespace,
+    /// the bridge or the firewall's table are gone.
     ///
     /// # Errors
-    /// When something may be left; call again.
+    /// When something may be left; it is tried again in the background, and `detach` may be called again.
     pub fn detach(&self, sandbox: &SandboxId) -> Result<(), DetachError> {
         let _turn = self.turn(sandbox);
-        self.take_down(sandbox)
+        self.let_go(sandbox)?;
+        self.core.wait_gone(sandbox)
     }
 
-    /// Detaches every sandbox that is not in `live`, and frees leases of sandboxes nobody knows. Returns the detached ones.
+    /// As [`Network::detach`], but returns when the sandbox's host ports are unpublished: its interface is deleted a moment
+    /// later, together with those of others (the kernel takes 10 to 40 ms for one, and hardly more for thirty), and only then
+    /// are its addresses free. That it is to be done is on disk.
+    ///
+    /// # Errors
+    /// When the host ports may still be published; then it is still attached.
+    pub fn detach_soon(&self, sandbox: &SandboxId) -> Result<(), DetachError> {
+        let _turn = self.turn(sandbox);
+        self.let_go(sandbox)
+    }
+
+    /// Waits until everything that was let go is gone.
+    ///
+    /// # Errors
+    /// The first failure, after all were tried.
+    pub fn settle(&self) -> Result<(), DetachError> {
+        self.core.wait_all_gone()
+    }
+
+    /// Detaches every sandbox that is not in `live`, and waits until they are gone. Returns them.
     ///
     /// # Errors
     /// The first failure, after all were tried.
     pub fn retain(&self, live: &HashSet<SandboxId>) -> Result<Vec<SandboxId>, DetachError> {
-        let gone: HashSet<SandboxId> = {
-            let state = self.state();
-            let known = state.attachments.keys().chain(state.ipam.owners());
-            known.filter(|sandbox| !live.contains(*sandbox)).cloned().collect()
-        };
-        let mut failure = None;
-        let mut detached = Vec::new();
-        for sandbox in gone {
-            match self.detach(&sandbox) {
-                Ok(()) => detached.push(sandbox),
-                Err(error) => {
-                    failure.get_or_insert(error);
-                }
-            }
-        }
-        detached.sort();
-        failure.map_or(Ok(detached), Err)
+        let mut gone: Vec<SandboxId> =
+            self.state().attachments.keys().filter(|sandbox| !live.contains(*sandbox)).cloned().collect();
+        gone.sort();
+        let begun: Vec<_> = gone.iter().map(|sandbox| self.detach_soon(sandbox)).collect();
+        let settled = self.settle();
+        begun.into_iter().chain([settled]).collect::<Result<(), DetachError>>().map(|()| gone)
     }
 
     /// Removes the bridge and the firewall's table and puts forwarding back, when no sandbox is attached. The choice of networks
@@ -162,13 +161,17 @@ impl Network {
     /// # Errors
     /// When something may be left; call again.
     pub fn close(&self) -> Result<Closed, DetachError> {
-        let _one = self.setup.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let attached = self.state().attachments.len();
+        self.settle()?;
+        let _one = self.setup.lock().unwrap_or_else(PoisonError::into_inner);
+        let attached = {
+            let state = self.state();
+            state.attachments.len() + state.leaving.len()
+        };
         if attached != 0 {
             return Ok(Closed::InUse(attached));
         }
-        *self.ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
-        let closed = self.home.inside(|| self.close_inside());
+        *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let closed = self.core.home.inside(|| self.close_inside());
         closed.map_err(|source| DetachError::Namespace { source })?.map(|()| Closed::Removed)
     }
 
@@ -179,11 +182,11 @@ impl Network {
         if ours {
             let mut batch = Batch::new();
             link::delete(&mut batch, &self.config.bridge);
-            self.home.with(|socket| socket.execute(batch)).or_else(absent).map_err(close)?;
+            self.core.home.with(|socket| socket.execute(batch)).or_else(absent).map_err(close)?;
         }
         let restored = self.forwarding.restore(&around.links).map_err(|source| DetachError::Forwarding { source });
         let table = self.config.table.as_str();
-        let removed = self.home.nftables(|nftables| {
+        let removed = self.core.home.nftables(|nftables| {
             if nftables.rules(table)?.is_empty() {
                 return Ok(());
             }
@@ -195,9 +198,13 @@ impl Network {
         restored
     }
 
-    /// After a failed attach: its own error is the one to tell, so failures here are logged.
+    /// After a failed attach: its own error is the one to tell, so failures here are logged. Waits, so that nothing is left when
+    /// the attach returns.
     pub(super) fn give_up(&self, sandbox: &SandboxId) {
-        if let Err(error) = self.take_down(sandbox) {
+        let undone = self.let_go(sandbox).and_then(|()| self.core.wait_gone(sandbox));
+        // Not recorded yet: leases alone.
+        let undone = undone.and_then(|()| self.core.forget(sandbox));
+        if let Err(error) = undone {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::warn!(%sandbox, %error, source, "undoing a failed attach is left to detach");
         }
@@ -205,50 +212,38 @@ impl Network {
 
     /// Takes the effects away but keeps leases and record, for making them again.
     pub(super) fn unmake(&self, known: &Attachment) {
-        for failure in [self.unpublish(known), self.unlink_of(known)].into_iter().filter_map(Result::err) {
-            tracing::debug!(sandbox = %known.sandbox, error = %failure, "taking an old attachment away");
+        let unpublished = self.unpublish(known);
+        let sandbox = &known.sandbox;
+        let unlinked = self.core.unlink(known);
+        let unlinked = unlinked.map_err(|source| DetachError::Link { sandbox: sandbox.clone(), source });
+        for error in [unpublished, unlinked].into_iter().filter_map(Result::err) {
+            tracing::warn!(%sandbox, %error, "taking an old attachment away");
         }
     }
 
-    fn take_down(&self, sandbox: &SandboxId) -> Result<(), DetachError> {
-        let known = self.attachment(sandbox);
-        let mut failures = Vec::new();
-        if let Some(known) = &known {
-            failures.extend(self.unpublish(known).err());
-            fault_point!("unpublished");
-            failures.extend(self.unlink_of(known).err());
-            fault_point!("unlinked");
+    /// Unpublishes, and hands over to the reaper.
+    fn let_go(&self, sandbox: &SandboxId) -> Result<(), DetachError> {
+        let Some(known) = self.attachment(sandbox) else { return Ok(()) };
+        self.unpublish(&known)?;
+        self.core.faults("unpublished")?;
+        self.start_reaper()?;
+        let mut state = self.state();
+        if let Some(attachment) = state.attachments.remove(sandbox) {
+            state.leaving.insert(sandbox.clone(), Leaving::new(attachment));
         }
-        if failures.is_empty() {
-            let dir = self.lease_dir();
-            let addresses = self.state().ipam.of(sandbox);
-            for address in addresses {
-                match ipam::remove(&dir, address) {
-                    Ok(()) => self.state().ipam.release(address),
-                    Err(source) => failures.push(DetachError::Record { sandbox: sandbox.clone(), source }),
-                }
-            }
-            fault_point!("released");
+        drop(state);
+        self.core.changed.notify_all();
+        Ok(())
+    }
+
+    fn start_reaper(&self) -> Result<(), DetachError> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.state().reaper != Reaper::Runs {
+            let started = reaper::start(self.core.clone()).map_err(|source| DetachError::Thread { source })?;
+            self.state().reaper = Reaper::Runs;
+            *thread = Some(started);
         }
-        if failures.is_empty() && known.is_some() {
-            let removed = self.records.remove(sandbox);
-            failures.extend(removed.err().map(|source| DetachError::Record { sandbox: sandbox.clone(), source }));
-            fault_point!("forgotten");
-        }
-        if failures.is_empty() {
-            let mut state = self.state();
-            state.book.release(sandbox);
-            state.attachments.remove(sandbox);
-            return Ok(());
-        }
-        match failures.pop() {
-            Some(one) if failures.is_empty() => Err(one),
-            Some(last) => {
-                failures.push(last);
-                Err(DetachError::Several { sandbox: sandbox.clone(), failures })
-            }
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn unpublish(&self, known: &Attachment) -> Result<(), DetachError> {
@@ -270,24 +265,5 @@ impl Network {
         }
         self.forget_flows(known);
         Ok(())
-    }
-
-    fn unlink_of(&self, known: &Attachment) -> Result<(), DetachError> {
-        self.unlink(known).map_err(|source| DetachError::Link { sandbox: known.sandbox.clone(), source })
-    }
-
-    /// Deletes the host's end, and with it the pod's.
-    pub(super) fn unlink(&self, known: &Attachment) -> Result<(), NetlinkError> {
-        let mut batch = Batch::new();
-        link::delete(&mut batch, &known.host_interface);
-        self.home.with(|socket| socket.execute(batch)).or_else(absent)
-    }
-}
-
-/// What is not there needs no deleting.
-fn absent(error: NetlinkError) -> Result<(), NetlinkError> {
-    match error.errno() {
-        Some(Errno::NODEV | Errno::NOENT) => Ok(()),
-        Some(_) | None => Err(error),
     }
 }

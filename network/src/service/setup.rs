@@ -12,12 +12,13 @@ use std::{
     },
 };
 
-use super::Network;
+use rustix::io::Errno;
+
+use super::{Network, reaper::Leaving};
 use crate::{
     address::IpNet,
     bridge::{self, Bridge, BridgeError, Surroundings},
     config::Subnet,
-    fault,
     file::{self, FileError, Survive},
     firewall::{PortChange, Ruleset},
     forwarding::{Families, ForwardingError},
@@ -109,7 +110,6 @@ pub enum SetupError {
 }
 
 fn hint(error: &NetlinkError) -> &'static str {
-    use rustix::io::Errno;
     match error.errno() {
         Some(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::INVAL | Errno::NOENT) => {
             " (the kernel needs nf_tables with inet tables, nat, masq, fib and ct: CONFIG_NF_TABLES_INET and CONFIG_NFT_*)"
@@ -141,7 +141,7 @@ impl Network {
     /// when a port is made.
     pub(super) fn ready(&self) -> Result<Arc<Ready>, SetupError> {
         if let Some(ready) = self.is_ready() {
-            let now = self.home.nftables(Nftables::generation);
+            let now = self.core.home.nftables(Nftables::generation);
             if let Ok(Some(now)) = now
                 && now == ready.generation.load(Ordering::Acquire)
             {
@@ -154,7 +154,7 @@ impl Network {
     /// Makes and mends everything.
     pub(super) fn set_up(&self) -> Result<Arc<Ready>, SetupError> {
         let _one = self.setup.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = self.home.inside(|| self.set_up_inside()).map_err(|source| SetupError::Namespace { source })?;
+        let made = self.core.home.inside(|| self.set_up_inside()).map_err(|source| SetupError::Namespace { source })?;
         let made = made.map(Arc::new);
         *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = made.as_ref().ok().cloned();
         made
@@ -162,8 +162,8 @@ impl Network {
 
     /// Whether it could be set up, without doing it.
     pub(super) fn rehearse(&self) -> Result<(), SetupError> {
-        self.home.nftables(Nftables::generation).map_err(|source| self.firewall(source))?;
-        let rehearsed = self.home.inside(|| {
+        self.core.home.nftables(Nftables::generation).map_err(|source| self.firewall(source))?;
+        let rehearsed = self.core.home.inside(|| {
             let around = self.look()?;
             self.subnets(&around, Keep::Nothing).map(|_| ())
         });
@@ -171,7 +171,7 @@ impl Network {
     }
 
     fn set_up_inside(&self) -> Result<Ready, SetupError> {
-        let _host = self.home.exclusive().map_err(|source| SetupError::Lock { source })?;
+        let _host = self.core.home.exclusive().map_err(|source| SetupError::Lock { source })?;
         let around = self.look()?;
         let subnets = self.subnets(&around, Keep::Record)?;
         let ipv6 = sysctl::ipv6_enabled();
@@ -189,15 +189,18 @@ impl Network {
         if subnets.ipv6.is_some() && !ipv6 && self.is_ready().is_none() {
             tracing::warn!("IPv6 is switched off on this host: pods get IPv4 only");
         }
-        if fault::strikes("setup") {
+        if self.core.faults.strike("setup") {
             #[cfg(test)]
             return Err(SetupError::Armed);
         }
         let mtu = self.config.mtu.unwrap_or(around.mtu);
         let mark = bridge::mark(self.dir());
         let wanted = Bridge { name: &self.config.bridge, mark: &mark, mtu, gateways: &gateways, ipv6 };
-        let bridge =
-            self.home.with(|socket| wanted.ensure(socket, &around)).map_err(|source| SetupError::Bridge { source })?;
+        let bridge = self
+            .core
+            .home
+            .with(|socket| wanted.ensure(socket, &around))
+            .map_err(|source| SetupError::Bridge { source })?;
         self.adopt(&around, bridge, ipv6)?;
         let forwarding = |source| SetupError::Forwarding { source };
         let not_routed = self.forwarding.plan(families, &around.links).map_err(forwarding)?;
@@ -208,18 +211,22 @@ impl Network {
             not_routed4: not_routed.ipv4,
             not_routed6: not_routed.ipv6,
         };
-        let generation = self.home.nftables(|nftables| self.assert(nftables, &ruleset));
+        let generation = self.core.home.nftables(|nftables| self.assert(nftables, &ruleset));
         let generation = generation.map_err(|source| self.firewall(source))?;
         self.forwarding.enable(families).map_err(forwarding)?;
         Ok(Ready { bridge, mtu, gateways, ipv6, ruleset, generation: AtomicU32::new(generation) })
     }
 
     pub(super) fn look(&self) -> Result<Surroundings, SetupError> {
-        let ours: Vec<String> = self.state().attachments.values().map(|known| known.host_interface.clone()).collect();
+        let ours: Vec<String> = {
+            let state = self.state();
+            let leaving = state.leaving.values().map(Leaving::attachment);
+            state.attachments.values().chain(leaving).map(|known| known.host_interface.clone()).collect()
+        };
         let look = |socket: &mut _| {
             Surroundings::look(socket, &self.config.bridge, |name| ours.iter().any(|other| other == name))
         };
-        let mut around = self.home.with(look).map_err(|source| SetupError::Look { source })?;
+        let mut around = self.core.home.with(look).map_err(|source| SetupError::Look { source })?;
         around.foreign.extend(subnet::resolvers());
         Ok(around)
     }
@@ -234,7 +241,10 @@ impl Network {
             }
             Err(source) => return Err(SetupError::Record { source }),
         };
-        let in_use = !self.state().attachments.is_empty();
+        let in_use = {
+            let state = self.state();
+            !state.attachments.is_empty() || !state.leaving.is_empty()
+        };
         if let Some(found) = found {
             let same = found.configured == subnet::configured(&self.config);
             match found.conflict(&around.foreign) {
@@ -271,7 +281,13 @@ impl Network {
             link::ready_port(&mut batch, &port.name, ipv6);
             link::set_up(&mut batch, &port.name, 0);
         }
-        self.home.with(|socket| socket.execute(batch)).map_err(|source| SetupError::Ports { source })
+        let refused = self.core.home.with(|socket| socket.execute_each(batch));
+        // One that went away meanwhile needs no bridge.
+        let missing = |error: &NetlinkError| error.errno() == Some(Errno::NODEV);
+        match refused.map(|refused| refused.into_iter().map(|(_, error)| error).find(|error| !missing(error))) {
+            Ok(None) => Ok(()),
+            Ok(Some(source)) | Err(source) => Err(SetupError::Ports { source }),
+        }
     }
 
     /// Makes the table unless it is there and whole; returns the generation at which it was.
@@ -292,7 +308,8 @@ impl Network {
 
     /// Changes the maps of host ports; when the table is not as it should be, all of it is made again.
     pub(super) fn publish(&self, ready: &Ready, change: PortChange<'_>) -> Result<(), SetupError> {
-        self.home
+        self.core
+            .home
             .nftables(|nftables| ready.change_ports(nftables, change, || self.published()))
             .map_err(|source| self.firewall(source))
     }

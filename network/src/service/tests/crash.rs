@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::lab::{HOST4, Lab, Pod, port};
 use crate::{
     PortMapping, Protocol,
-    fault::{self, Fault, POINTS},
+    fault::{Fault, POINTS},
     nfnetlink::Nftables,
     port::Map,
 };
@@ -32,13 +32,8 @@ fn privileged_a_failed_attach_leaves_nothing() {
         let lab = Lab::new();
         let network = lab.open();
         let pod = Pod::bare(1);
-        // Fault points are the thread's; setting up runs on the host's own.
-        let (network, attached, pod) = lab.host.run(move || {
-            fault::arm(Some((point, Fault::Fail)));
-            let attached = pod.attach(&network, &ports());
-            fault::arm(None);
-            (network, attached, pod)
-        });
+        network.core.faults.arm(point, Fault::Fail);
+        let attached = pod.attach(&network, &ports());
         assert!(attached.is_err(), "{point} did not fail");
         let mut left = lab.leftovers();
         left.retain(|name| name != "kl-test");
@@ -56,20 +51,21 @@ fn privileged_a_daemon_that_dies_anywhere_finds_its_way_back() {
             let lab = Lab::new();
             let network = lab.open();
             let pod = Pod::bare(1);
-            let pod = lab.host.run(move || {
-                let attach = || pod.attach(&network, &ports());
-                let dies_in_attach = attach_points().any(|other| other == point);
-                if !dies_in_attach {
-                    attach().unwrap();
-                }
-                fault::arm(Some((point, Fault::Die)));
-                let died = catch_unwind(AssertUnwindSafe(|| {
-                    if dies_in_attach { attach().map(|_| ()).ok() } else { network.detach(&pod.id).ok() }
-                }));
-                fault::arm(None);
-                assert!(died.is_err(), "{point} was not reached");
-                pod
-            });
+            let attach = || pod.attach(&network, &ports()).is_ok();
+            let dies_in_attach = attach_points().any(|other| other == point);
+            if !dies_in_attach {
+                assert!(attach());
+            }
+            network.core.faults.arm(point, Fault::Die);
+            // The reaper's death shows as an error, that of a caller's thread as a panic.
+            let lived =
+                catch_unwind(AssertUnwindSafe(
+                    || {
+                        if dies_in_attach { attach() } else { network.detach(&pod.id).is_ok() }
+                    },
+                ));
+            assert!(!lived.unwrap_or(false), "{point} was not reached");
+            drop(network);
             // A new daemon over what is left.
             let network = lab.open();
             if detach_first {
@@ -97,9 +93,8 @@ fn privileged_a_failed_detach_is_finished_by_the_next() {
         let lab = Lab::new();
         let network = lab.open();
         let pod = lab.pod(&network, 1, &ports());
-        fault::arm(Some((point, Fault::Fail)));
+        network.core.faults.arm(point, Fault::Fail);
         let detached = network.detach(&pod.id);
-        fault::arm(None);
         assert!(detached.is_err(), "{point}");
         network.detach(&pod.id).unwrap();
         network.close().unwrap();
