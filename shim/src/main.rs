@@ -6,6 +6,7 @@
 mod clock;
 mod hello;
 mod oci;
+mod owner;
 mod serve;
 
 use std::ffi::OsString;
@@ -20,16 +21,24 @@ keelson-shim: supervises one container, and runs containers as an OCI runtime
 Usage:
   keelson-shim serve --id ID     supervise the container ID (started by `keelson serve`, in the container's run directory,
                                  with a connected socket as stdin)
-  keelson-shim oci COMMAND ...   OCI runtime command line (`keelson-shim oci --help`)
+  keelson-shim oci COMMAND ...   OCI runtime command line (`keelson-shim oci --help`); also by the name keelson-oci
   keelson-shim hello [id]        say hello from inside a container (the program of the built-in image)
   keelson-shim --version
 ";
 
+/// Called by this name, the program is an OCI runtime: engines call a runtime without a word before the verb.
+const OCI_NAME: &str = "keelson-oci";
+
 fn main() -> ExitCode {
     let mut parser = Parser::from_env();
+    if parser.bin_name().and_then(|name| name.rsplit('/').next()) == Some(OCI_NAME) {
+        return oci::run(&mut parser);
+    }
     let outcome = match parser.next() {
         Ok(Some(Arg::Value(command))) => run(&command, &mut parser),
-        Ok(Some(Arg::Long("version") | Arg::Short('V'))) => print(&format!("keelson-shim {}\n", env!("CARGO_PKG_VERSION"))),
+        Ok(Some(Arg::Long("version") | Arg::Short('V'))) => {
+            print(&format!("keelson-shim {}\n", env!("CARGO_PKG_VERSION")))
+        }
         Ok(Some(Arg::Long("help") | Arg::Short('h'))) => print(HELP),
         Ok(Some(other)) => Err(other.unexpected().into()),
         Ok(None) => Err("which command? See --help".into()),

@@ -10,7 +10,7 @@ use keelson_api::shim::{Failure, FailureKind, Launch, Stdio};
 use keelson_shim::launch::{
     self, ChildStdio, CreateRequest, Created, ExecRequest, ExecTarget, Execed, Gate, OverlayRootfs,
 };
-use keelson_shim::spec::{IdMapping, Process, Spec};
+use keelson_shim::spec::{Process, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io;
 use rustix::pipe::PipeFlags;
@@ -18,6 +18,7 @@ use rustix::pipe::PipeFlags;
 use super::failure;
 use super::log::{DEFAULT_MAX, Log, Stream};
 use super::output::Output;
+use crate::owner;
 
 /// A container.
 pub(super) struct Container {
@@ -100,7 +101,7 @@ impl Container {
             undo(&created);
             Failure::from(&error)
         })?;
-        let owner = owner(&spec);
+        let owner = owner::on_host(spec.process.as_ref(), &spec);
         Ok(Container {
             created,
             target,
@@ -185,7 +186,7 @@ impl Streams {
         if stdio.terminal {
             return Ok(Streams { child: ChildStdio::Terminal, outputs: Vec::new(), stdin: None });
         }
-        let owner = owner(spec);
+        let owner = owner::on_host(spec.process.as_ref(), spec);
         let max_line = max_line(Some(stdio));
         let (stdout, stderr) = (pipe(owner)?, pipe(owner)?);
         let (stdin, held) = if stdio.stdin {
@@ -241,22 +242,6 @@ fn max_line(stdio: Option<&Stdio>) -> usize {
         0 => DEFAULT_MAX,
         length => usize::try_from(length).unwrap_or(DEFAULT_MAX),
     }
-}
-
-/// The user and group of the container's process as the host counts them.
-fn owner(spec: &Spec) -> (u32, u32) {
-    let user = spec.process.as_ref().map(|process| &process.user);
-    let (uid, gid) = user.map_or((0, 0), |user| (user.uid, user.gid));
-    let linux = spec.linux.as_ref();
-    let host = |id: u32, mappings: &[IdMapping]| {
-        let of =
-            |map: &IdMapping| id.checked_sub(map.container_id).filter(|at| *at < map.size)?.checked_add(map.host_id);
-        mappings.iter().find_map(of).unwrap_or(id)
-    };
-    (
-        host(uid, linux.map_or(&[], |linux| linux.uid_mappings.as_slice())),
-        host(gid, linux.map_or(&[], |linux| linux.gid_mappings.as_slice())),
-    )
 }
 
 /// A pipe whose reading end is ours; the writing end can be opened again through /dev/stdout by its owner.
