@@ -8,7 +8,7 @@ use keelson_network::{Ipv4Net, Ipv6Net};
 
 use super::CliError;
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Nofile},
     engine::{CgroupDriver, EngineConfig, Rlimit},
 };
 
@@ -22,16 +22,22 @@ pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
             config::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
             config::CgroupDriver::Systemd => CgroupDriver::Systemd,
         },
-        rlimits: vec![Rlimit {
-            name: "RLIMIT_NOFILE".to_owned(),
-            soft: containers.nofile.soft,
-            hard: containers.nofile.hard,
-        }],
+        rlimits: vec![nofile(containers.nofile)],
         pids_limit: containers.pids_limit.map_or(0, |limit| i64::try_from(limit).unwrap_or(i64::MAX)),
         log_line_max: u32::try_from(containers.log_line_max).unwrap_or(u32::MAX),
         network: config.network.enabled.then(|| network(config)),
         ..EngineConfig::new(config.root.clone(), config.state.clone(), shim(config)?, images(config))
     })
+}
+
+/// Open files: as configured, but not above what this process may hand on. Only CAP_SYS_RESOURCE raises a hard limit, and a
+/// node without it should run pods all the same.
+fn nofile(wanted: Nofile) -> Rlimit {
+    let may_raise = rustix::thread::capabilities(None)
+        .is_ok_and(|own| own.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE));
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let hard = if may_raise { wanted.hard } else { wanted.hard.min(own) };
+    Rlimit { name: "RLIMIT_NOFILE".to_owned(), soft: wanted.soft.min(hard), hard }
 }
 
 /// The shim program: the configured one, or the one beside this program.

@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
     if !rustix::process::geteuid().is_root() {
         return Err(CliError::NotRoot { act: "keelson try" });
     }
-    let scratch = Scratch::new(args.root.as_deref(), args.keep)?;
+    let scratch = Scratch::new(args.root.as_deref())?;
     let overrides = Overrides {
         root: Some(scratch.path.join("root")),
         state: Some(scratch.path.join("state")),
@@ -71,15 +71,21 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
     out::line(format_args!("keelson {}: trying this machine, everything under {}", env!("CARGO_PKG_VERSION"), scratch));
     let mut made = Vec::new();
     let tried = story(args, &config, &scratch, &mut made);
-    let left = leftovers::clean_and_look(&config, &scratch.path, &made);
-    if let Err(error) = &tried {
-        daemon::show_log(&scratch.path, error);
-    }
-    tried?;
     let step = Step::begin("Look for anything left");
-    left?;
-    scratch.remove()?;
-    step.done("no process, no mount, no cgroup, no network interface, no file");
+    let left = leftovers::clean_and_look(&config, &scratch.path, &made);
+    if let Ok(()) = &left {
+        step.done("no process, no mount, no cgroup, no network interface");
+    }
+    if tried.is_err() {
+        daemon::show_log(&scratch.path);
+    }
+    // Something left is a fault to be looked at: the folder stays.
+    if left.is_ok() && !args.keep {
+        scratch.remove()?;
+    } else {
+        out::line(format_args!("    kept: {scratch}"));
+    }
+    tried.and(left)?;
     what_next(args.image.as_deref());
     Ok(ExitCode::SUCCESS)
 }
@@ -126,23 +132,26 @@ fn short(id: &str) -> &str {
 
 fn what_next(image: Option<&str>) {
     out::line("\nThis machine runs pods. What to try next:");
+    let mut next = vec![
+        ("sudo keelson serve", "the daemon, on its defaults"),
+        ("sudo keelson status", "how it is"),
+        ("export CONTAINER_RUNTIME_ENDPOINT=unix:///run/keelson/keelson.sock", ""),
+        ("sudo -E crictl pull docker.io/library/nginx:latest", "crictl: github.com/kubernetes-sigs/cri-tools"),
+        ("sudo -E crictl runp pod.json", "docs/operator.md has a pod.json"),
+        ("keelson config default", "everything that can be set"),
+    ];
     if image.is_none() {
-        out::line("  sudo keelson try docker.io/library/nginx:latest      # the same with an image from a registry");
+        next.insert(0, ("sudo keelson try docker.io/library/nginx:latest", "the same with an image from a registry"));
     }
-    out::line(
-        "  sudo keelson serve                                     # the daemon, on its defaults\n\
-         \x20 sudo keelson status                                    # how it is\n\
-         \x20 export CONTAINER_RUNTIME_ENDPOINT=unix:///run/keelson/keelson.sock\n\
-         \x20 sudo -E crictl pull docker.io/library/nginx:latest     # crictl: github.com/kubernetes-sigs/cri-tools\n\
-         \x20 sudo -E crictl runp pod.json                           # docs/operator.md has a pod.json and a container.json\n\
-         \x20 keelson config default                                 # everything that can be set",
-    );
+    for (command, what) in next {
+        let what = if what.is_empty() { String::new() } else { format!("# {what}") };
+        out::line(format_args!("  {command:<50} {what}").to_string().trim_end());
+    }
 }
 
 /// The folder for all state.
 struct Scratch {
     path: PathBuf,
-    keep: bool,
 }
 
 impl Display for Scratch {
@@ -152,7 +161,7 @@ impl Display for Scratch {
 }
 
 impl Scratch {
-    fn new(given: Option<&Path>, keep: bool) -> Result<Self, CliError> {
+    fn new(given: Option<&Path>) -> Result<Self, CliError> {
         let path = match given {
             Some(path) => std::path::absolute(path).map_err(|source| CliError::File {
                 act: "find",
@@ -168,14 +177,10 @@ impl Scratch {
         if std::fs::read_dir(&path).map_err(failed("read folder"))?.next().is_some() {
             return Err(broken("choose the scratch folder", format_args!("`{}` is not empty", path.display())));
         }
-        Ok(Self { path, keep })
+        Ok(Self { path })
     }
 
     fn remove(&self) -> Result<(), CliError> {
-        if self.keep {
-            out::line(format_args!("    kept: {self}"));
-            return Ok(());
-        }
         let failed = |source| CliError::File { act: "remove folder", path: self.path.clone(), source };
         std::fs::remove_dir_all(&self.path).map_err(failed)
     }

@@ -42,7 +42,7 @@ where
                 .await
                 .unwrap_or(Err(Failure::Deadline { rpc, seconds: limit.as_secs_f64() })),
         };
-        let ms = began.elapsed().as_secs_f64() * 1000.0;
+        let ms = (began.elapsed().as_secs_f64() * 1e6).round() / 1e3;
         match answer {
             Ok(answer) => {
                 tracing::debug!(ms, "done");

@@ -16,7 +16,6 @@ pub(super) async fn handle(
     call: Call<v1::RunPodSandboxRequest>,
 ) -> Result<v1::RunPodSandboxResponse, Failure> {
     let spec = sandbox_spec::decode(call.message.config, call.message.runtime_handler)?;
-    about_sandbox(&spec.key.name);
     let name = format!("{}/{}", spec.key.namespace, spec.key.name);
     let id = cri.engine.run_sandbox(spec).await?;
     about_sandbox(id.as_str());

@@ -89,13 +89,12 @@ impl Drop for Daemon {
 }
 
 /// The last lines of the daemon's log, for whoever has to find out why a step failed.
-pub(super) fn show_log(scratch: &Path, why: &CliError) {
+pub(super) fn show_log(scratch: &Path) {
     const LINES: usize = 20;
     let path = scratch.join(LOG);
     let Ok(text) = std::fs::read_to_string(&path) else { return };
     let lines: Vec<&str> = text.lines().collect();
-    super::out::line(format_args!("\n==> It failed: {why}"));
-    super::out::line(format_args!("    the last lines of {}:", path.display()));
+    super::out::line(format_args!("\n==> It failed; the last lines of the daemon's log:"));
     for line in lines.iter().skip(lines.len().saturating_sub(LINES)) {
         super::out::line(format_args!("    | {line}"));
     }
