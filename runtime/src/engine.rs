@@ -343,6 +343,7 @@ impl Engine {
             // A task that has ended needs not be told.
             let _ = entry.commands.send(Command::Drain).await;
         }
+        self.shared.images.stop_pulls().await;
         let mut tasks = std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         let ended = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
         if ended.is_err() {

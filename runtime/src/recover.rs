@@ -37,7 +37,7 @@ use crate::{
         table::{Claim, ContainerEntry},
     },
     sandbox::{
-        release,
+        parent, release,
         state::State as SandboxMachine,
         task::{Task, member::Member},
     },
@@ -126,6 +126,7 @@ async fn undo_sandbox(shared: Arc<Shared>, record: SandboxRecord) {
 /// The sandbox's task, with the shims that still run.
 async fn resume(shared: &Arc<Shared>, mut record: SandboxRecord, containers: Vec<ContainerRecord>) -> Option<Task> {
     shared.not_before(record.created_at);
+    parent::remember(shared, &record);
     let (entry, commands) = match shared.table.claim(&record.spec.key, record.id.clone()) {
         Claim::New(entry, commands) => (entry, commands),
         Claim::Taken(other) => {

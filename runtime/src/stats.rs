@@ -15,6 +15,7 @@ use crate::{
         table::ContainerEntry,
     },
     oci::cgroup_path,
+    sandbox::parent,
 };
 
 /// Readings closer together than this give no rate of their own.
@@ -103,7 +104,7 @@ fn read(shared: &Shared, id: &ContainerId) -> Option<ContainerStats> {
     let mut stats = ContainerStats { timestamp: now(), ..Default::default() };
     if view.pid.is_some() {
         let sandbox = entry.sandbox.view()?;
-        let own = view.sandbox.as_str().get(..16).unwrap_or_default();
+        let own = parent::short(view.sandbox.as_str());
         let path = cgroup_path::of(shared.host.systemd, &sandbox.spec.cgroup_parent, own, id.as_str());
         match handle(shared, &path).and_then(|handle| handle.stats()) {
             Ok(read) => fill(&mut stats, &read, &entry),

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use keelson_imageservice::SnapshotKey;
-use keelson_shim::cgroup::{Handle, Location, Paths};
+use keelson_shim::cgroup::{Handle, Location};
 
 use super::ContainerError;
 use crate::{engine::shared::Shared, sandbox::release::remove_tree, store::record::ContainerRecord};
@@ -52,12 +52,7 @@ pub(crate) fn leftovers(shared: &Shared, record: &ContainerRecord) -> Result<(),
 
 /// The cgroup of a container, which may not exist.
 pub(crate) fn handle(shared: &Shared, cgroups_path: &str) -> Result<Handle, keelson_shim::cgroup::CgroupError> {
-    let location = Location::parse(cgroups_path, shared.host.systemd)?;
-    let scope = match &location {
-        Location::Systemd { prefix, name, .. } if shared.host.systemd => Some(format!("{prefix}-{name}.scope")),
-        Location::Systemd { .. } | Location::Path(_) => None,
-    };
-    Handle::open(&Paths { path: location.path()?, scope })
+    Handle::at(&Location::parse(cgroups_path, shared.host.systemd)?)
 }
 
 fn failed(

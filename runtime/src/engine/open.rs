@@ -13,9 +13,12 @@ use std::{
 use keelson_imageservice::ImageService;
 use keelson_network::Network;
 use keelson_shim::cgroup;
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::{
+    fs::{FlockOperation, OFlags},
+    process::Resource,
+};
 
-use super::{CgroupDriver, EngineConfig, OpenError, shared::Shared, table::Table};
+use super::{CgroupDriver, EngineConfig, OpenError, Rlimit, shared::Shared, table::Table};
 use crate::{
     dirs::{RootDir, StateDir},
     oci::Host,
@@ -25,7 +28,7 @@ use crate::{
 };
 
 /// Everything but recovery.
-pub(super) fn open(config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
+pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
     let root = RootDir::new(config.root.clone());
     let state = StateDir::new(config.state.clone());
     let io = |act: &'static str, path: &Path| {
@@ -37,6 +40,10 @@ pub(super) fn open(config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
     let locks = [lock(&state.lock())?, lock(&root.lock())?];
     let hierarchies = cgroup::detect().map_err(|error| OpenError::Cgroups(Box::new(error)))?;
     let mode = hierarchies.mode();
+    let host_limits = !crate::oci::capabilities::of_this_process().iter().any(|name| name == "SYS_RESOURCE");
+    if host_limits {
+        config.rlimits.iter_mut().for_each(clamp);
+    }
     let systemd = match config.cgroup_driver {
         CgroupDriver::Auto => mode == cgroup::Mode::V2 && cgroup::systemd_is_running(),
         CgroupDriver::Cgroupfs => false,
@@ -62,11 +69,29 @@ pub(super) fn open(config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         pending: Default::default(),
         draining: Default::default(),
         tasks: Default::default(),
+        made_parents: Default::default(),
         random: File::open(random).map_err(io("open", random))?,
         last_created: Default::default(),
         _locks: locks,
         config,
     }))
+}
+
+/// Without CAP_SYS_RESOURCE a default limit above the daemon's own would fail every container: it is lowered, and told once.
+fn clamp(limit: &mut Rlimit) {
+    let resource = match limit.name.as_str() {
+        "RLIMIT_NOFILE" => Resource::Nofile,
+        "RLIMIT_NPROC" => Resource::Nproc,
+        "RLIMIT_MEMLOCK" => Resource::Memlock,
+        "RLIMIT_CORE" => Resource::Core,
+        "RLIMIT_STACK" => Resource::Stack,
+        _ => return,
+    };
+    if let Some(most) = rustix::process::getrlimit(resource).maximum.filter(|most| *most < limit.hard) {
+        tracing::info!(limit = limit.name, asked = limit.hard, most, "the daemon may not raise its own limit: containers get what it has");
+        limit.hard = most;
+        limit.soft = limit.soft.min(most);
+    }
 }
 
 /// Takes the lock file, or says who has it.

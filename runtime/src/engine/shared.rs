@@ -3,6 +3,7 @@
 //! Owns the locks on the folders. Must never hold state of one sandbox: that is its task's.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::Read as _,
     sync::{
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) draining: AtomicBool,
     /// The sandboxes' tasks and the reconciler.
     pub(crate) tasks: Mutex<JoinSet<()>>,
+    /// Cgroup parents that were not there before one of our sandboxes: the last of them takes it away.
+    pub(crate) made_parents: Mutex<HashSet<String>>,
     pub(crate) random: File,
     pub(crate) last_created: AtomicI64,
     /// Held for the life of the engine: root and state folder.

@@ -10,14 +10,13 @@ use keelson_sys::namespace::{NamespaceKinds, in_new, pin};
 use rustix::mount::MountFlags;
 
 use super::{
-    SandboxError, files, holder, release,
+    SandboxError, files, holder, parent, release,
     spec::{IpcMode, NetworkMode, PidMode, PortMapping, Protocol, SandboxSpec},
     sysctl,
 };
 use crate::{
     dirs::SandboxDir,
     engine::shared::{Shared, blocking},
-    oci::cgroup_path,
     store::record::SandboxRecord,
 };
 
@@ -45,7 +44,7 @@ pub(crate) async fn create(shared: Arc<Shared>, record: SandboxRecord) -> Result
         let shared = Arc::clone(&shared);
         blocking(move || {
             let mut record = record;
-            record.made_cgroup = !release::cgroup_exists(&parent(&shared, &record));
+            record.made_cgroup = parent::claim(&shared, &record);
             let made = make(&shared, &record);
             (record, made)
         })
@@ -71,16 +70,6 @@ pub(crate) async fn create(shared: Arc<Shared>, record: SandboxRecord) -> Result
             Err(SandboxError::Failed { act: "run", id, stage, source })
         }
     }
-}
-
-/// The cgroup under which its containers are to live, as a path.
-pub(crate) fn parent(shared: &Shared, record: &SandboxRecord) -> String {
-    if shared.host.systemd { String::new() } else { cgroup_path::parent(&record.spec.cgroup_parent, short(record)) }
-}
-
-/// Names its own cgroup when the caller gave none.
-pub(crate) fn short(record: &SandboxRecord) -> &str {
-    record.id.as_str().get(..16).unwrap_or_default()
 }
 
 fn make(shared: &Shared, record: &SandboxRecord) -> Result<Vec<IpAddr>, Failure> {

@@ -7,7 +7,10 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use keelson_api::shim;
 use keelson_sys::namespace::{NamespaceKinds, pin_of};
 
-use super::create::{self, Failure, failed};
+use super::{
+    create::{Failure, failed},
+    parent,
+};
 use crate::{
     engine::shared::{Shared, blocking},
     oci::{cgroup_path, holder},
@@ -30,7 +33,7 @@ pub(crate) async fn start(shared: &Arc<Shared>, record: &SandboxRecord) -> Resul
     let dir = shared.state.sandbox(&record.id);
     let run = dir.holder();
     let id = record.id.as_str().to_owned();
-    let path = cgroup_path::of(shared.host.systemd, &record.spec.cgroup_parent, create::short(record), &id);
+    let path = cgroup_path::of(shared.host.systemd, &record.spec.cgroup_parent, parent::short(record.id.as_str()), &id);
     let (spawned, spec) = {
         let (shared, run, id) = (Arc::clone(shared), run.clone(), id.clone());
         blocking(move || {

@@ -7,7 +7,7 @@ use std::{fmt, fs, io, path::Path};
 use keelson_sys::namespace::unpin;
 use rustix::{io::Errno, mount::UnmountFlags};
 
-use super::create;
+use super::parent;
 use crate::{dirs::SandboxDir, engine::shared::Shared, store::record::SandboxRecord};
 
 /// Every step that failed.
@@ -52,9 +52,7 @@ pub(crate) fn kernel(shared: &Shared, record: &SandboxRecord) -> Result<(), Fail
         steps.run("detach from network", network.detach(&record.id));
     }
     let_go(&dir, &mut steps);
-    if record.made_cgroup && !shared.host.systemd {
-        steps.run("remove cgroup", remove_empty_cgroup(&create::parent(shared, record)));
-    }
+    steps.run("remove cgroup", parent::give_back(shared, record));
     steps.end()
 }
 
@@ -98,39 +96,4 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-/// Whether some hierarchy has this cgroup; an empty path is none of ours to make.
-pub(crate) fn cgroup_exists(path: &str) -> bool {
-    path.is_empty() || hierarchies().iter().any(|root| root.join(path.trim_start_matches('/')).exists())
-}
-
-/// Removes the cgroup where it is empty, in every hierarchy: one that others use stays.
-fn remove_empty_cgroup(path: &str) -> io::Result<()> {
-    if path.trim_matches('/').is_empty() {
-        return Ok(());
-    }
-    for root in hierarchies() {
-        match fs::remove_dir(root.join(path.trim_start_matches('/'))) {
-            Ok(()) => {}
-            Err(error)
-                if matches!(
-                    error.raw_os_error().map(Errno::from_raw_os_error),
-                    Some(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY)
-                ) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Where cgroup hierarchies are mounted.
-fn hierarchies() -> Vec<std::path::PathBuf> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let cgroup = |line: &str| {
-        let (before, after) = line.split_once(" - ")?;
-        let kind = after.split(' ').next()?;
-        matches!(kind, "cgroup" | "cgroup2").then(|| before.split(' ').nth(4).map(Into::into)).flatten()
-    };
-    text.lines().filter_map(cgroup).collect()
 }

@@ -81,6 +81,10 @@ impl ShimError {
 
 /// Step, object and cause in one line.
 fn words(failure: &Failure) -> String {
+    // A message that says it all already.
+    if failure.message.starts_with(&failure.step) && !failure.message.is_empty() {
+        return failure.message.clone();
+    }
     let mut text = failure.step.clone();
     if !failure.object.is_empty() {
         text = format!("{text} `{}`", failure.object);

@@ -20,7 +20,7 @@ use crate::{
     },
     oci::cgroup_path,
     resources::Resources,
-    sandbox::{create, state as sandbox_state},
+    sandbox::{parent, state as sandbox_state},
     shim_client::{ShimError, record},
     store::record::{ContainerRecord, Record as _},
 };
@@ -83,7 +83,7 @@ impl Task {
             Some(directory) if !spec.log_path.as_os_str().is_empty() => directory.join(&spec.log_path),
             Some(_) | None => std::path::PathBuf::new(),
         };
-        let parent = &self.spec.cgroup_parent;
+        let above = &self.spec.cgroup_parent;
         let record = ContainerRecord {
             version: ContainerRecord::VERSION,
             sandbox: self.record.id.clone(),
@@ -96,7 +96,12 @@ impl Task {
             resources: spec.resources.clone(),
             stop_signal: container::signal::effective(spec.stop_signal, image.config.stop_signal.as_deref()),
             user: Default::default(),
-            cgroups_path: cgroup_path::of(self.shared.host.systemd, parent, create::short(&self.record), id.as_str()),
+            cgroups_path: cgroup_path::of(
+                self.shared.host.systemd,
+                above,
+                parent::short(self.record.id.as_str()),
+                id.as_str(),
+            ),
             id,
             spec,
         };

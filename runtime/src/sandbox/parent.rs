@@ -1,0 +1,78 @@
+//! The cgroup under which a sandbox's containers live: the caller's, or one of our own, which then is ours to take away.
+//! Blocks for a few directory operations; on the blocking pool while a sandbox is made or released.
+//! Owns the set of parents that were not there before. Must never remove, limit or change a cgroup that somebody else made.
+
+use std::{fs, io, path::PathBuf, sync::PoisonError};
+
+use rustix::io::Errno;
+
+use crate::{engine::shared::Shared, oci::cgroup_path, store::record::SandboxRecord};
+
+/// The parent as a path below the hierarchies; empty: systemd makes and removes it.
+pub(crate) fn path(shared: &Shared, record: &SandboxRecord) -> String {
+    if shared.host.systemd {
+        String::new()
+    } else {
+        cgroup_path::parent(&record.spec.cgroup_parent, short(record.id.as_str()))
+    }
+}
+
+/// The part of a sandbox's id that names its own cgroup when the caller gave none.
+pub(crate) fn short(id: &str) -> &str {
+    id.get(..16).unwrap_or_default()
+}
+
+/// Whether the sandbox has to take its parent away: nobody had made it before one of our sandboxes needed it.
+pub(crate) fn claim(shared: &Shared, record: &SandboxRecord) -> bool {
+    let path = path(shared, record);
+    let exists = || hierarchies().iter().any(|root| root.join(path.trim_start_matches('/')).exists());
+    let mut made = shared.made_parents.lock().unwrap_or_else(PoisonError::into_inner);
+    if path.is_empty() || (!made.contains(&path) && exists()) {
+        return false;
+    }
+    made.insert(path);
+    true
+}
+
+/// A recorded sandbox claimed its parent under an earlier daemon.
+pub(crate) fn remember(shared: &Shared, record: &SandboxRecord) {
+    if record.made_cgroup {
+        let path = path(shared, record);
+        shared.made_parents.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+    }
+}
+
+/// Removes a parent that is ours where it is empty, in every hierarchy: the last sandbox that used it does.
+pub(crate) fn give_back(shared: &Shared, record: &SandboxRecord) -> io::Result<()> {
+    let path = path(shared, record);
+    if !record.made_cgroup || path.trim_matches('/').is_empty() {
+        return Ok(());
+    }
+    // Under the lock, so that a sandbox which needs it now claims it anew.
+    let mut made = shared.made_parents.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut gone = true;
+    for root in hierarchies() {
+        match fs::remove_dir(root.join(path.trim_start_matches('/')))
+            .map_err(|error| (Errno::from_io_error(&error), error))
+        {
+            Ok(()) | Err((Some(Errno::NOENT), _)) => {}
+            Err((Some(Errno::BUSY | Errno::NOTEMPTY), _)) => gone = false,
+            Err((_, error)) => return Err(error),
+        }
+    }
+    if gone {
+        made.remove(&path);
+    }
+    Ok(())
+}
+
+/// Where cgroup hierarchies are mounted.
+fn hierarchies() -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let cgroup = |line: &str| {
+        let (before, after) = line.split_once(" - ")?;
+        let kind = after.split(' ').next()?;
+        matches!(kind, "cgroup" | "cgroup2").then(|| before.split(' ').nth(4).map(Into::into)).flatten()
+    };
+    text.lines().filter_map(cgroup).collect()
+}
