@@ -1,6 +1,7 @@
 //! Suites T6 and T8 of the security rules, and what honest layers must come out as.
 //! Runs as root: owners, device nodes and overlay attributes are the point. Every layer goes through the public way in.
 //! Owns a temporary folder per test. Must never leave a mount behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics, in its helpers too")]
 
 #[path = "support/tar.rs"]
 mod support;
@@ -819,6 +820,74 @@ mod random {
             }
         }
         found
+    }
+
+    /// Has something of everything.
+    fn rich() -> Vec<u8> {
+        let mut tar = Tar::new()
+            .dir("a/b")
+            .entry(&Entry {
+                name: b"a/b/file",
+                data: &[7; 900],
+                mode: 0o4755,
+                owner: (1, 2),
+                pax: vec![("mtime", b"1.5".to_vec()), ("SCHILY.xattr.user.x", b"y".to_vec())],
+                ..Entry::default()
+            })
+            .symlink("l", "/a/b")
+            .file("l/through", b"x")
+            .hard_link("h", "a/b/file")
+            .file("a/.wh.gone", b"")
+            .file("a/b/.wh..wh..opq", b"")
+            .entry(&Entry { flag: b'3', name: b"dev/null", device: (1, 3), ..Entry::default() })
+            .entry(&Entry { flag: b'6', name: b"fifo", ..Entry::default() })
+            .entry(&Entry {
+                name: b"sparse",
+                data: &[1; 20],
+                pax: vec![("GNU.sparse.size", b"9000".to_vec()), ("GNU.sparse.map", b"10,20".to_vec())],
+                ..Entry::default()
+            });
+        tar.raw(b'L', b"long", "n/".repeat(80).as_bytes());
+        tar.file("short", b"long after all").end()
+    }
+
+    /// Makes checksums right again where a header was damaged, or the damage would be all that is seen.
+    fn mend(tar: &mut [u8]) {
+        for block in tar.chunks_exact_mut(512).filter(|block| block[257..262] == *b"ustar") {
+            let mut header = tar::Header::new_old();
+            header.as_mut_bytes().copy_from_slice(block);
+            header.set_cksum();
+            block.copy_from_slice(header.as_bytes());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn privileged_a_damaged_archive_never_gets_out_of_its_layer(
+            damage in proptest::collection::vec((any::<prop::sample::Index>(), prop_oneof![any::<u8>(), Just(b'/'), Just(b'.'), Just(b'0'), Just(b'5')]), 1..12),
+            cut in prop::option::weighted(0.2, any::<prop::sample::Index>()),
+        ) {
+            let mut tar = rich();
+            for (at, byte) in damage {
+                let at = at.index(tar.len());
+                tar[at] = byte;
+            }
+            if let Some(cut) = cut {
+                tar.truncate(cut.index(tar.len()));
+            }
+            mend(&mut tar);
+            let limits = Limits { layer_bytes: 16 << 20, ..Limits::default() };
+            let store = Store::with(limits);
+            let result = store.unpack(&tar);
+            let beside: Vec<_> = std::fs::read_dir(store.temp.path()).unwrap().collect();
+            prop_assert_eq!(beside.len(), 1);
+            match result {
+                Ok(layer) => prop_assert!(layer.path.is_dir()),
+                Err(_) => store.assert_empty(),
+            }
+        }
     }
 
     proptest! {

@@ -263,11 +263,10 @@ impl<'a, R: BufRead> Archive<'a, R> {
             return Err(UnpackError::Limit { what: "entries in one layer", limit: self.limits.entries });
         }
         let stated = number(&Header::from_byte_slice(&block).as_old().cksum);
+        let (before, after) = (block.get(..148).unwrap_or_default(), block.get(156..).unwrap_or_default());
         let sum = |signed: bool| {
-            block.iter().enumerate().fold(0i64, |sum, (at, byte)| {
-                let byte = if (148..156).contains(&at) { b' ' } else { *byte };
-                sum + if signed { i64::from(byte.cast_signed()) } else { i64::from(byte) }
-            })
+            let value = |byte: &u8| if signed { i64::from(byte.cast_signed()) } else { i64::from(*byte) };
+            before.iter().chain(after).map(value).sum::<i64>() + 8 * i64::from(b' ')
         };
         if stated != Some(sum(false)) && stated != Some(sum(true)) {
             return Err(self.bad("its header has a wrong checksum"));
