@@ -29,7 +29,7 @@ use rustix::io::Errno;
 pub use create::{Created, create, start_through};
 pub use error::LaunchError;
 pub use exec::{ExecRequest, ExecTarget, Execed, exec, start_time};
-pub use hooks::{ContainerState, run_hooks};
+pub use hooks::{ContainerState, Point, run_hooks, run_hooks_inside};
 use namespaces::Namespaces;
 
 use crate::spec::Spec;

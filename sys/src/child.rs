@@ -149,6 +149,8 @@ fn word(bytes: &[u8; MESSAGE_MAX], at: usize) -> u32 {
 struct Start<'a> {
     ops: &'a [Op],
     socket: i32,
+    /// The parent's end, which a copied descriptor table holds too: open here it would hide the parent's death.
+    others: i32,
     report: *mut Report,
     /// A user namespace to enter, then clone again with these arguments.
     user: i32,
@@ -156,12 +158,13 @@ struct Start<'a> {
     inner_result: io::Result<i32>,
 }
 
-/// Clones a child that copies this process's memory and walks `ops`; what it has to say comes through the channel whose other
-/// end is `socket`. Returns as soon as it is born.
-pub fn fork(ops: &[Op], socket: OwnedFd, options: CloneOptions<'_>) -> io::Result<Child> {
+/// Clones a child that copies this process's memory and walks `ops`; what it has to say comes through the channel, whose other
+/// end it is given. Returns as soon as it is born.
+pub fn fork(ops: &[Op], (channel, socket): (&Channel, OwnedFd), options: CloneOptions<'_>) -> io::Result<Child> {
     let mut start = Start {
         ops,
         socket: socket.as_raw_fd(),
+        others: channel.0.as_raw_fd(),
         report: std::ptr::null_mut(),
         user: -1,
         inner: None,
@@ -213,6 +216,7 @@ pub fn run(ops: &[Op], socket: Option<OwnedFd>, options: CloneOptions<'_>) -> io
     let mut start = Start {
         ops,
         socket: socket.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+        others: -1,
         report: &raw mut report,
         user: -1,
         inner: None,

@@ -4,6 +4,7 @@
 //! Must never return an error and leave a process, a mount or a cgroup.
 
 use std::collections::VecDeque;
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -143,15 +144,22 @@ fn assemble(
         }));
     }
     process::settle(&mut ops, &wanted)?;
+    let listener = match gate {
+        Gate::Creator => None,
+        Gate::Listener(listener) => Some(Rc::new(listener)),
+    };
+    // While it waits the init holds nothing of this process's.
+    ops.push(Op::CloseAllBut(wanted.program.iter().chain(&listener).cloned().collect()));
     let at_gate = ops.len();
     process::finish(&mut ops, wanted, keelson_sys::process::ignored_signals())?;
-    let gate_op = match gate {
-        Gate::Creator => Op::Gate,
-        Gate::Listener(listener) => Op::GateListener { listener: Rc::new(listener), words: words(&ops, at_gate) },
+    let ours = listener.is_none();
+    let gate_op = match listener {
+        None => Op::Gate,
+        Some(listener) => Op::GateListener { listener, words: words(&ops, at_gate) },
     };
     ops.insert(at_gate, gate_op);
     let child = clone(&ops, namespaces, linux, unified.as_ref())?;
-    let launched = Launched { request: &request, linux, process, ops, at_gate: at_gate + 1, errands };
+    let launched = Launched { request: &request, linux, process, ops, at_gate: at_gate + 1, errands, ours };
     launched.await_gate(child, cgroup)
 }
 
@@ -187,7 +195,7 @@ fn clone(
         cgroup: unified.map(AsFd::as_fd),
         user: namespaces.joins(NamespaceKind::User).map(|fd| fd.as_fd()),
     };
-    let child = child::fork(ops, theirs, options).map_err(failed)?;
+    let child = child::fork(ops, (&channel, theirs), options).map_err(failed)?;
     Ok((child, channel))
 }
 
@@ -217,14 +225,18 @@ fn build_root(
     ops.push(Op::Propagation(Propagation::Private));
     let in_user_namespace = namespaces.separates(NamespaceKind::User);
     let mappings = (linux.uid_mappings.as_slice(), linux.gid_mappings.as_slice());
-    ops.push(match (request.overlay, &request.spec.root) {
+    let root = match (request.overlay, &request.spec.root) {
         (Some(overlay), _) => {
             let shift = overlay.idmapped && in_user_namespace;
             let namespace = shift.then(|| idmap::namespace(mappings.0, mappings.1)).transpose()?;
             rootfs::overlay(overlay, namespace.as_ref(), request.bundle)?
         }
-        (None, Some(root)) => rootfs::bind(&request.bundle.join(&root.path))?,
+        (None, Some(root)) => rootfs::Root::Tree(rootfs::bind(&request.bundle.join(&root.path))?),
         (None, None) => return Err(LaunchError::invalid("read spec", "root", "it is missing")),
+    };
+    ops.push(match root {
+        rootfs::Root::Tree(tree) => Op::AttachRoot { tree, over: place_of_root(request)? },
+        rootfs::Root::Legacy(op) => op,
     });
     let mut mounts = Mounts::new(request.bundle, &linux.mount_label, mappings);
     mounts.cgroup = handle;
@@ -242,6 +254,18 @@ fn build_root(
         ops.extend(devices::operations(&linux.devices, in_user_namespace)?);
     }
     Ok(())
+}
+
+/// Over `/`, where nothing has to exist; but a createContainer hook looks for it where the spec says it is.
+fn place_of_root(request: &CreateRequest<'_>) -> Result<CString, LaunchError> {
+    let hooks = request.spec.hooks.as_ref().is_some_and(|hooks| !hooks.create_container.is_empty());
+    match &request.spec.root {
+        Some(root) if hooks => {
+            let path = request.bundle.join(&root.path);
+            c_string("attach root filesystem", &path.display().to_string())
+        }
+        _ => Ok(c"/".into()),
+    }
 }
 
 fn name_host(ops: &mut Vec<Op>, spec: &Spec, namespaces: &Namespaces) -> Result<(), LaunchError> {
@@ -334,6 +358,8 @@ struct Launched<'a> {
     /// Index of the first operation after the gate.
     at_gate: usize,
     errands: VecDeque<Errand>,
+    /// Whether it is [`Created`] that lets the init go.
+    ours: bool,
 }
 
 impl Launched<'_> {
@@ -344,7 +370,7 @@ impl Launched<'_> {
                 let hooks = hooks.map(|hooks| (hooks.start_container.clone(), self.state("created", child.pid)));
                 let first = u32::try_from(self.at_gate).unwrap_or(u32::MAX);
                 let ops = self.ops.split_off(self.at_gate);
-                let start = Some(PendingStart { channel, ops, first, hooks });
+                let start = self.ours.then_some(PendingStart { channel, ops, first, hooks });
                 Ok(Created { pid: child.pid, pidfd: child.pidfd, cgroup: handle, terminal, start })
             }
             Err(error) => {
@@ -399,7 +425,7 @@ impl Launched<'_> {
         let state = self.state("creating", child.pid);
         hooks::run_hooks(Point::Prestart, &wanted.prestart, &state)?;
         hooks::run_hooks(Point::CreateRuntime, &wanted.create_runtime, &state)?;
-        hooks::run_inside(Point::CreateContainer, &wanted.create_container, &state, &child.pidfd)
+        hooks::run_hooks_inside(Point::CreateContainer, &wanted.create_container, &state, &child.pidfd)
     }
 
     fn state(&self, status: &str, pid: i32) -> ContainerState {
@@ -429,7 +455,7 @@ impl Created {
             return Err(LaunchError::invalid("start", "", "already started, or left to another process"));
         };
         if let Some((wanted, state)) = &start.hooks {
-            hooks::run_inside(Point::StartContainer, wanted, state, &self.pidfd)?;
+            hooks::run_hooks_inside(Point::StartContainer, wanted, state, &self.pidfd)?;
         }
         let failed = |errno| LaunchError::system("start", "", errno);
         start.channel.go_on().map_err(failed)?;

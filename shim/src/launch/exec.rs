@@ -171,6 +171,7 @@ fn run(request: ExecRequest<'_>, leaf: &Leaf) -> Result<(Child, Option<OwnedFd>)
     };
     process::prepare(&mut ops, stdio, &wanted)?;
     process::settle(&mut ops, &wanted)?;
+    ops.push(Op::CloseOnExec);
     process::finish(&mut ops, wanted, target.ignored)?;
     let options = CloneOptions { cgroup: join.as_ref().map(AsFd::as_fd), ..CloneOptions::default() };
     if target.borrow { borrowing(&ops, terminal, options) } else { copying(&ops, options) }
@@ -192,7 +193,7 @@ fn borrowing(ops: &[Op], terminal: bool, options: CloneOptions<'_>) -> Result<(C
 
 fn copying(ops: &[Op], options: CloneOptions<'_>) -> Result<(Child, Option<OwnedFd>), LaunchError> {
     let (channel, theirs) = Channel::pair().map_err(not_cloned)?;
-    let child = child::fork(ops, theirs, options).map_err(not_cloned)?;
+    let child = child::fork(ops, (&channel, theirs), options).map_err(not_cloned)?;
     let mut master = None;
     loop {
         let error = match channel.receive() {

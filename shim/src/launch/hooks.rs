@@ -96,7 +96,7 @@ pub fn run_hooks(point: Point, hooks: &[Hook], state: &ContainerState) -> Result
 }
 
 /// Runs hooks in the namespaces of a container's init.
-pub(super) fn run_inside(
+pub fn run_hooks_inside(
     point: Point,
     hooks: &[Hook],
     state: &ContainerState,

@@ -45,7 +45,7 @@ pub(super) fn namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedF
     let failed = |errno| LaunchError::system("create user namespace", "", errno);
     let (channel, theirs) = Channel::pair().map_err(failed)?;
     let options = CloneOptions { namespaces: NamespaceKinds::USER, ..CloneOptions::default() };
-    let helper = child::fork(&[Op::Sync], theirs, options).map_err(failed)?;
+    let helper = child::fork(&[Op::Sync], (&channel, theirs), options).map_err(failed)?;
     let result = match channel.receive() {
         Ok(Message::Sync) => write_maps(helper.pid, uids, gids).and_then(|()| {
             let path = format!("/proc/{}/ns/user", helper.pid);

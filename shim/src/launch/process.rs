@@ -12,7 +12,7 @@ use rustix::fs::FileType;
 
 use super::capability::{self, Granted};
 use super::{ChildStdio, LaunchError, c_string, lsm};
-use crate::spec::{Process, Rlimit, Seccomp};
+use crate::spec::{Process, Rlimit, Seccomp, User};
 
 /// `PATH` for a container that has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -97,6 +97,7 @@ pub(super) fn settle(ops: &mut Vec<Op>, wanted: &Wanted<'_>) -> Result<(), Launc
     let path = c_string("change to working directory", cwd)?;
     ops.push(Op::WorkingDirectory { path: path.clone(), create: wanted.create_cwd, again: false });
     lsm::label(ops, process, wanted.proc)?;
+    check_ids(&process.user)?;
     let own = capability::own();
     let granted = capability::granted(process.capabilities.as_ref(), own);
     let early_filter = wanted.seccomp.is_some() && !process.no_new_privileges;
@@ -112,7 +113,6 @@ pub(super) fn settle(ops: &mut Vec<Op>, wanted: &Wanted<'_>) -> Result<(), Launc
     if process.no_new_privileges {
         ops.push(Op::NoNewPrivileges);
     }
-    ops.push(Op::CloseOnExec);
     Ok(())
 }
 
@@ -134,6 +134,21 @@ pub(super) fn finish(ops: &mut Vec<Op>, wanted: Wanted<'_>, ignored: u64) -> Res
         None => ops.push(Op::Capabilities(sets)),
     }
     ops.push(Op::Exec(program(process, wanted.env, wanted.program)?));
+    Ok(())
+}
+
+/// To the kernel this number means `leave it as it is`, which would be root.
+fn check_ids(user: &User) -> Result<(), LaunchError> {
+    let refused = |step| LaunchError::invalid(step, u32::MAX.to_string(), "not an id");
+    if user.uid == u32::MAX {
+        return Err(refused("set user"));
+    }
+    if user.gid == u32::MAX {
+        return Err(refused("set group"));
+    }
+    if user.additional_gids.contains(&u32::MAX) {
+        return Err(refused("set supplementary groups"));
+    }
     Ok(())
 }
 

@@ -25,7 +25,7 @@ const STEP: &str = "mount overlay root filesystem";
 const PLAIN: [(&str, &str); 3] = [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")];
 
 /// A folder as root, with all that is mounted in it.
-pub(super) fn bind(path: &Path) -> Result<Op, LaunchError> {
+pub(super) fn bind(path: &Path) -> Result<OwnedFd, LaunchError> {
     let failed = |errno| LaunchError::system("open root filesystem", path.display().to_string(), errno);
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, path, flags).map_err(failed)?;
@@ -33,25 +33,32 @@ pub(super) fn bind(path: &Path) -> Result<Op, LaunchError> {
     if !is_folder(&tree) {
         return Err(failed(Errno::NOTDIR));
     }
-    Ok(Op::AttachRoot(tree))
+    Ok(tree)
+}
+
+/// A root filesystem, ready for the plan.
+pub(super) enum Root {
+    Tree(OwnedFd),
+    /// Mounted by the child.
+    Legacy(Op),
 }
 
 /// An overlay; with a user namespace, its layers' ids are shifted by that namespace's mappings.
-pub(super) fn overlay(overlay: &OverlayRootfs, idmap: Option<&OwnedFd>, bundle: &Path) -> Result<Op, LaunchError> {
+pub(super) fn overlay(overlay: &OverlayRootfs, idmap: Option<&OwnedFd>, bundle: &Path) -> Result<Root, LaunchError> {
     if overlay.lower.is_empty() {
         return Err(LaunchError::invalid(STEP, "", "no lower directory"));
     }
     let layers = Layers::open(overlay, idmap)?;
     match mount_overlay(overlay, &layers, Lower::Each) {
         Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir+" => {}
-        other => return other.map(Op::AttachRoot),
+        other => return other.map(Root::Tree),
     }
     // Before Linux 6.7 layers are one string, and fsconfig takes 255 bytes of it; short names make that about fifteen layers.
     match mount_overlay(overlay, &layers, Lower::Joined) {
         Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir" => {}
-        other => return other.map(Op::AttachRoot),
+        other => return other.map(Root::Tree),
     }
-    legacy(overlay, layers, bundle)
+    legacy(overlay, layers, bundle).map(Root::Legacy)
 }
 
 enum Lower {

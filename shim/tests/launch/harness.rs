@@ -170,6 +170,17 @@ impl Bundle {
     }
 }
 
+impl Drop for Bundle {
+    /// After a failed test: whatever still runs is killed and its cgroup removed.
+    fn drop(&mut self) {
+        let paths = keelson_shim::cgroup::Paths { path: format!("/keelson-launch-test/{}", self.id), scope: None };
+        if let Ok(handle) = keelson_shim::cgroup::Handle::open(&paths) {
+            let _ = handle.kill();
+            let _ = handle.remove();
+        }
+    }
+}
+
 /// The reading ends of a process's output.
 pub(crate) struct Output {
     out: std::io::PipeReader,

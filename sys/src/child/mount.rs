@@ -28,8 +28,8 @@ impl Places {
         Places { root: libc::AT_FDCWD, dev: -1, pts: -1 }
     }
 
-    pub(super) fn attach_root(&mut self, tree: i32) -> io::Result<()> {
-        raw::attach_mount_at(tree, c"/")?;
+    pub(super) fn attach_root(&mut self, tree: i32, over: &CStr) -> io::Result<()> {
+        raw::attach_mount_at(tree, over)?;
         self.root = tree;
         Ok(())
     }

@@ -32,8 +32,8 @@ pub enum Op {
     Session,
     /// Of every mount of the namespace, at once.
     Propagation(Propagation),
-    /// Puts a detached tree over `/` and makes it the root of all later paths.
-    AttachRoot(OwnedFd),
+    /// Puts a detached tree over a folder (`/` needs none to exist) and makes it the root of all later paths.
+    AttachRoot { tree: OwnedFd, over: CString },
     /// mount(2) of the root on `target`, for kernels whose fsconfig cannot take it.
     LegacyRoot { kind: CString, target: CString, data: CString, keep: Vec<OwnedFd> },
     /// A filesystem.
@@ -86,6 +86,8 @@ pub enum Op {
     NoNewPrivileges,
     /// Every descriptor from 3 up closes on exec.
     CloseOnExec,
+    /// Closes every descriptor from 3 up now, but for the talk with the parent and these, which close on exec: for a child that waits.
+    CloseAllBut(Vec<Shared>),
     /// No signal blocked; those of the mask (bit `n - 1` for signal `n`) get their default action back.
     Signals { ignored: u64 },
     /// Tells the parent that all is ready and waits for its word.
@@ -325,7 +327,7 @@ impl Op {
             Op::BecomeRoot => ("become root of the user namespace", String::new()),
             Op::Session => ("create session", String::new()),
             Op::Propagation(_) => ("detach mount propagation from the host", "/".to_owned()),
-            Op::AttachRoot(_) => ("attach root filesystem", "/".to_owned()),
+            Op::AttachRoot { over, .. } => ("attach root filesystem", text(over)),
             Op::LegacyRoot { target, .. } => ("mount root filesystem", text(target)),
             Op::Mount(mount) => mount.describe(part),
             Op::Remount { path, .. } => ("change attributes of mount", text(path)),
@@ -360,7 +362,7 @@ impl Op {
             Op::Capabilities(_) => ("raise ambient capability", String::new()),
             Op::Umask(_) => ("set umask", String::new()),
             Op::NoNewPrivileges => ("set no_new_privs", String::new()),
-            Op::CloseOnExec => ("close descriptors", String::new()),
+            Op::CloseOnExec | Op::CloseAllBut(_) => ("close descriptors", String::new()),
             Op::Signals { .. } => ("reset signals", String::new()),
             Op::Seccomp { .. } => ("load seccomp filter", String::new()),
             Op::Exec(exec) => ("exec", exec.argv.as_slice().first().map(text).unwrap_or_default()),

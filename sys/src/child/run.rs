@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use rustix::io::{self, Errno};
 
 use super::mount::Places;
-use super::op::{Capabilities, Exec, Identity, Op};
+use super::op::{Capabilities, Exec, Identity, Op, Shared};
 use super::{Report, Start, resolve, terminal};
 use crate::raw::{self, MountAttr};
 
@@ -21,6 +21,9 @@ pub(super) unsafe extern "C" fn entry(start: *mut c_void) -> ! {
     // SAFETY: `fork` and `run` pass a Start that lives as long as this child needs it, copied or with the parent suspended.
     let start = unsafe { &*start };
     let mut child = State { places: Places::new(), socket: start.socket, change_directory_again: false };
+    if start.others >= 0 {
+        raw::close(start.others);
+    }
     raw::umask(0);
     for (index, op) in (0..).zip(start.ops) {
         if let Err((part, errno)) = child.perform(op) {
@@ -105,7 +108,7 @@ impl State {
                 let attr = MountAttr { propagation: propagation.bits(), ..MountAttr::default() };
                 raw::mount_setattr(libc::AT_FDCWD, c"/", libc::AT_RECURSIVE, &attr)
             }
-            Op::AttachRoot(tree) => self.places.attach_root(tree.as_raw_fd()),
+            Op::AttachRoot { tree, over } => self.places.attach_root(tree.as_raw_fd(), over),
             Op::LegacyRoot { kind, target, data, .. } => self.places.legacy_root(kind, target, data),
             Op::Mount(mount) => return self.places.mount(mount),
             Op::Remount { path, attributes, recursive } => self.places.remount(path, *attributes, *recursive),
@@ -148,6 +151,7 @@ impl State {
             }
             Op::NoNewPrivileges => raw::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0),
             Op::CloseOnExec => raw::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC),
+            Op::CloseAllBut(keep) => self.close_all_but(keep),
             Op::Signals { ignored } => {
                 let result = raw::default_signals(*ignored);
                 raw::unblock_all_signals();
@@ -171,6 +175,23 @@ impl State {
                 Err(errno) => return Err(errno),
             }
         }
+    }
+
+    /// Lowest first: whatever lies between two that stay is closed.
+    fn close_all_but(&self, keep: &[Shared]) -> io::Result<()> {
+        let mut from = 3;
+        loop {
+            let kept = keep.iter().map(|fd| fd.as_raw_fd()).chain([self.socket]).filter(|fd| *fd >= from);
+            let Some(next) = kept.min() else {
+                break;
+            };
+            if next > from {
+                raw::close_range(from.cast_unsigned(), next.cast_unsigned() - 1, 0)?;
+            }
+            from = next + 1;
+        }
+        raw::close_range(from.cast_unsigned(), u32::MAX, 0)?;
+        raw::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
     }
 
     fn wait_for_starter(&mut self, listener: i32) -> io::Result<()> {
