@@ -149,7 +149,7 @@ fn what_is_not_built_says_so_by_name() {
 fn a_megabyte_of_annotations_is_carried_and_more_than_the_limit_refused() {
     scenario(async |node, mut cri| {
         let mut config = pod(node, "big");
-        config.annotations = (0..4).map(|i| (format!("a{i}"), "x".repeat(256 * 1024))).collect();
+        config.annotations = (0..4).map(|i| (format!("a{i}"), "x".repeat(250 * 1024))).collect();
         let id = cri.run_pod(&config).await?;
         ensure!(cri.pod_status(&id).await?.annotations == config.annotations);
         config.annotations = [("huge".to_owned(), "x".repeat(17 << 20))].into();

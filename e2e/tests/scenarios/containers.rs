@@ -255,15 +255,19 @@ fn users_groups_and_capabilities_are_as_asked() {
             cri.shell(&c, "grep -E 'CapEff|CapInh' /proc/self/status | tr -d '\\t'").await?
                 == "CapInh:0000000000000000\nCapEff:00000000a80425fb\n"
         );
-        let c = cri
-            .run(
-                &id,
-                with("privileged", cri::LinuxContainerSecurityContext { privileged: true, ..Default::default() }),
-                &config,
-            )
-            .await?;
-        cri.shell(&c, "ip link add dummy0 type dummy && ip link del dummy0 && test -w /sys && test -e /dev/vda")
-            .await?;
+        let privileged = || cri::LinuxContainerSecurityContext { privileged: true, ..Default::default() };
+        let error = cri
+            .create(&id, with("privileged", privileged()), &config)
+            .await
+            .err()
+            .context("the pod is not privileged")?;
+        ensure!(error.code() == tonic::Code::InvalidArgument, "{error:?}");
+        let mut trusted = pod(node, "trusted");
+        trusted.linux.get_or_insert_default().security_context =
+            Some(cri::LinuxSandboxSecurityContext { privileged: true, ..Default::default() });
+        let trusted_id = cri.run_pod(&trusted).await?;
+        let c = cri.run(&trusted_id, with("privileged", privileged()), &trusted).await?;
+        cri.shell(&c, "ip link add br9 type bridge && ip link del br9 && test -w /sys && test -e /dev/vda").await?;
         let c = cri
             .run(
                 &id,
