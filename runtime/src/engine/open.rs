@@ -88,7 +88,12 @@ fn clamp(limit: &mut Rlimit) {
         _ => return,
     };
     if let Some(most) = rustix::process::getrlimit(resource).maximum.filter(|most| *most < limit.hard) {
-        tracing::info!(limit = limit.name, asked = limit.hard, most, "the daemon may not raise its own limit: containers get what it has");
+        tracing::info!(
+            limit = limit.name,
+            asked = limit.hard,
+            most,
+            "the daemon may not raise its own limit: containers get what it has"
+        );
         limit.hard = most;
         limit.soft = limit.soft.min(most);
     }
