@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     address::Mac,
-    file::{self, FileError, Survive},
+    file::{self, FileError},
     port::PortMapping,
 };
 
@@ -85,7 +85,7 @@ impl Records {
     }
 
     pub(crate) fn put(&self, attachment: &Attachment) -> Result<(), FileError> {
-        file::put(&self.path(&attachment.sandbox), attachment, Survive::Crash)
+        file::announce(&self.path(&attachment.sandbox), attachment)
     }
 
     pub(crate) fn remove(&self, sandbox: &SandboxId) -> Result<(), FileError> {

@@ -1,5 +1,5 @@
 //! The texts of a sandbox's `resolv.conf`, `hosts` and `hostname`.
-//! Pure functions (but for `read_host`), any thread. Owns nothing.
+//! Pure functions (but for `read_host` and its like), any thread. Owns nothing.
 //! Must never let a string through that could begin a line or a field of its own (CVE-2022-4318 and its bypass, CVE-2026-15809):
 //! every string is checked byte by byte against what its place may hold, before any text is built.
 
@@ -137,20 +137,31 @@ pub fn read_host() -> io::Result<String> {
     read_host_below(Path::new("/"))
 }
 
+/// The host's resolver file as it is: for a pod with the host's network.
+///
+/// # Errors
+/// Of reading; a host without the file has an empty one.
+pub fn read_host_unchanged() -> io::Result<String> {
+    read(Path::new("/"), "etc/resolv.conf")
+}
+
 fn read_host_below(root: &Path) -> io::Result<String> {
-    let read = |path: &str| match fs::read_to_string(root.join(path)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        other => other,
-    };
-    let text = read("etc/resolv.conf")?;
+    let text = read(root, "etc/resolv.conf")?;
     let all = servers(&text).count();
     if all != 0 && loopback(&text).len() == all {
-        let behind = read("run/systemd/resolve/resolv.conf")?;
+        let behind = read(root, "run/systemd/resolve/resolv.conf")?;
         if servers(&behind).count() > loopback(&behind).len() {
             return Ok(behind);
         }
     }
     Ok(text)
+}
+
+fn read(root: &Path, path: &str) -> io::Result<String> {
+    match fs::read_to_string(root.join(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        other => other,
+    }
 }
 
 fn servers(text: &str) -> impl Iterator<Item = IpAddr> {

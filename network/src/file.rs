@@ -53,6 +53,19 @@ pub(crate) fn put<T: Serialize>(path: &Path, record: &T, survive: Survive) -> Re
     write().map_err(failed("write", path))
 }
 
+/// Makes or replaces the record at `path`, to survive this process. A new one is written under its own name at once: who finds
+/// it empty or cut short knows that what it announces was not begun.
+pub(crate) fn announce<T: Serialize>(path: &Path, record: &T) -> Result<(), FileError> {
+    let write = || {
+        let bytes = serde_json::to_vec(record)?;
+        fs::OpenOptions::new().write(true).create_new(true).open(path)?.write_all(&bytes)
+    };
+    match write() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => put(path, record, Survive::Crash),
+        done => done.map_err(failed("write", path)),
+    }
+}
+
 /// The record at `path`; `None` when there is none. One that cannot be understood (torn by a power failure, or of another
 /// version) is an error of kind `InvalidData`.
 pub(crate) fn get<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileError> {

@@ -188,12 +188,12 @@ impl Writer<'_> {
                 if let Some(loopback) = loopback.filter(|_| !ipv4) {
                     rule.address_not_in(Address::Destination, loopback);
                 }
+                // Always: or a pod could take what others send through this host to an address that is not the host's.
+                rule.destination_is_local();
                 let mut next = register::FIRST;
                 if map.with_address() {
                     rule.load_address(Address::Destination, ipv4, next);
                     next += if ipv4 { 1 } else { 4 };
-                } else {
-                    rule.destination_is_local();
                 }
                 rule.load_protocol(next).load_port(next + 1).lookup(map.name(), Some(register::FIRST));
                 let port = register::FIRST + if ipv4 { 1 } else { 4 };

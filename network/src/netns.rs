@@ -53,7 +53,7 @@ impl Netns {
     /// # Errors
     /// When the namespace's file or a netlink socket cannot be opened, or a setting not be written.
     pub fn current() -> io::Result<Self> {
-        sysctl::prepare_pod()?;
+        sysctl::prepare_pod().map_err(|error| io::Error::new(error.source.kind(), error))?;
         Self::bind(File::open("/proc/thread-self/ns/net")?)
     }
 
@@ -64,12 +64,7 @@ impl Netns {
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         let at = |source| NetnsError::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(at)?;
-        let inner = file.try_clone().map_err(at)?;
-        inside(file.as_fd(), move || {
-            sysctl::prepare_pod()?;
-            Self::bind(inner)
-        })
-        .and_then(|netns| netns.map_err(|source| NetnsError::Enter { source }))
+        inside(file.as_fd(), Self::current).and_then(|netns| netns.map_err(|source| NetnsError::Enter { source }))
     }
 
     fn bind(file: File) -> io::Result<Self> {

@@ -310,7 +310,7 @@ mod tests {
         let udp = PortMapping { protocol: Protocol::Udp, ..tcp(1, None) };
         let mut book = Book::default();
         book.claim(&id(1), &[tcp(1, None), udp]).unwrap();
-        assert_eq!(book.claim(&id(2), &[tcp(2, None), tcp(2, Some("::1"))]).is_err(), true);
+        assert!(book.claim(&id(2), &[tcp(2, None), tcp(2, Some("::1"))]).is_err());
     }
 
     #[test]

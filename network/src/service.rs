@@ -74,7 +74,7 @@ pub struct NotReady {
     pub bridge: String,
     /// Why.
     #[source]
-    pub source: SetupError,
+    pub source: Box<SetupError>,
 }
 
 /// A pod network.
@@ -198,7 +198,7 @@ impl Network {
     pub fn status(&self) -> Result<(), NotReady> {
         let unused = self.state().attachments.is_empty() && self.is_ready().is_none();
         let outcome = if unused { self.rehearse() } else { self.set_up().map(|_| ()) };
-        outcome.map_err(|source| NotReady { bridge: self.config.bridge.clone(), source })
+        outcome.map_err(|source| NotReady { bridge: self.config.bridge.clone(), source: Box::new(source) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

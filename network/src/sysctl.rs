@@ -7,8 +7,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::io::Errno;
-
 /// Why a setting could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{act} `{}`", path.display())]
@@ -71,12 +69,15 @@ pub(crate) fn ipv6_enabled() -> bool {
 }
 
 /// Settings that interfaces made in this namespace from now on inherit: see [`crate::Netns::current`].
-pub(crate) fn prepare_pod() -> io::Result<()> {
-    for (key, value) in [("accept_ra", "0"), ("accept_dad", "0")] {
-        ensure(&per_interface(Family::V6, "default", key), value).map_err(|error| {
-            let errno = Errno::from_io_error(&error.source).unwrap_or(Errno::IO);
-            io::Error::new(io::Error::from(errno).kind(), error)
-        })?;
+pub(crate) fn prepare_pod() -> Result<(), SysctlError> {
+    // The bridge floods multicast, so nobody needs to hear which groups a pod joins; told twice a second (the default), each
+    // new pod costs more frames to every other.
+    for (key, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("mldv2_unsolicited_report_interval", "86400000")] {
+        match write(&per_interface(Family::V6, "default", key), value) {
+            // A kernel without IPv6, or older than the setting.
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
+            done => done?,
+        }
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ pub enum AttachError {
         bridge: String,
         /// Why.
         #[source]
-        source: SetupError,
+        source: Box<SetupError>,
     },
     /// What it had before is not gone yet.
     #[error("attach sandbox to network `{bridge}`: take its earlier attachment away")]
@@ -386,7 +386,7 @@ impl Network {
     }
 
     fn setup_failed(&self, source: SetupError) -> AttachError {
-        AttachError::Setup { bridge: self.bridge_name(), source }
+        AttachError::Setup { bridge: self.bridge_name(), source: Box::new(source) }
     }
 
     fn netlink_failed(&self, source: NetlinkError) -> AttachError {

@@ -1,6 +1,6 @@
 //! What the firewall, the settings and the records of others look like.
 
-use super::lab::{HOST4, Lab, OUT4, Place, Pod, eventually, id, ip, port};
+use super::lab::{HOST4, HOST6, Lab, OUT4, OUT6, Place, Pod, eventually, id, ip, port};
 use crate::{
     AttachError, Config, PortError, Protocol, Subnet,
     netlink::{Batch, Socket, flags},
@@ -141,7 +141,7 @@ fn privileged_a_host_that_routes_already_is_left_as_it_is() {
 }
 
 #[test]
-fn privileged_without_ipv6_pods_have_ipv4_alone() {
+fn privileged_a_family_that_is_off_is_off_and_the_other_works() {
     let lab = Lab::new();
     lab.host.set_sysctl("ipv6/conf/all/disable_ipv6", "1");
     let network = lab.open();
@@ -151,10 +151,19 @@ fn privileged_without_ipv6_pods_have_ipv4_alone() {
     assert_eq!(pod.place.tcp(format!("{OUT4}:80")).unwrap(), ip(HOST4));
     assert_eq!(lab.host.sysctl("ipv6/conf/all/forwarding"), "0");
     let other = Lab::new();
+    let network = other.open_with(Config { ipv4: Subnet::Off, ..other.config() });
+    let pod = other.pod(&network, 1, &[]);
+    let _server = other.outside.serve(&format!("[{OUT6}]:80"));
+    assert_eq!(pod.attachment.as_ref().unwrap().addresses.len(), 1);
+    assert_eq!(pod.place.tcp(format!("[{OUT6}]:80")).unwrap(), ip(HOST6));
+    let other = Lab::new();
     other.host.set_sysctl("ipv6/conf/all/disable_ipv6", "1");
     let network = other.open_with(Config { ipv4: Subnet::Off, ..other.config() });
     let error = Pod::bare(1).attach(&network, &[]).unwrap_err();
-    assert!(matches!(error, AttachError::Setup { source: SetupError::NoFamily, .. }), "{error:?}");
+    match error {
+        AttachError::Setup { source, .. } => assert!(matches!(*source, SetupError::NoFamily), "{source:?}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

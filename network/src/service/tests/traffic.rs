@@ -94,6 +94,22 @@ fn privileged_a_port_of_one_host_address_is_not_one_of_another() {
 }
 
 #[test]
+fn privileged_a_host_address_that_is_not_the_hosts_takes_nobodys_traffic() {
+    let lab = Lab::new();
+    let network = lab.open();
+    let thief = lab.pod(&network, 1, &[port(Protocol::Tcp, 80, Some(OUT4)), port(Protocol::Tcp, 80, Some(OUT6))]);
+    let stolen = thief.place.serve("[::]:80");
+    let victim = lab.pod(&network, 2, &[]);
+    let _four = lab.outside.serve(&format!("{OUT4}:80"));
+    let _six = lab.outside.serve(&format!("[{OUT6}]:80"));
+    for from in [&victim.place, &lab.host] {
+        from.tcp(format!("{OUT4}:80")).unwrap();
+        from.tcp(format!("[{OUT6}]:80")).unwrap();
+    }
+    assert_eq!(stolen.hits(), 0);
+}
+
+#[test]
 fn privileged_a_udp_sender_reaches_who_has_the_port_now() {
     let lab = Lab::new();
     let network = lab.open();
