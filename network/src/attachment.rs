@@ -54,6 +54,12 @@ impl Attachment {
         let id = sandbox.as_str().to_owned();
         (0..4).filter_map(move |part| Some(format!("kl{}", id.get(part * 13..(part + 1) * 13)?)))
     }
+
+    /// Whether an interface's name is one that [`Attachment::host_names`] makes.
+    pub(crate) fn is_host_name(name: &str) -> bool {
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        name.strip_prefix("kl").is_some_and(|rest| rest.len() == 13 && rest.bytes().all(hex))
+    }
 }
 
 /// The folder of attachment records.
@@ -126,7 +132,8 @@ mod tests {
         let bytes: [u8; 32] = std::array::from_fn(|n| u8::try_from(n).unwrap());
         let names: Vec<String> = Attachment::host_names(&SandboxId::from_random(bytes)).collect();
         assert_eq!(names, ["kl0001020304050", "kl60708090a0b0c", "kl0d0e0f1011121", "kl3141516171819"]);
-        assert!(names.iter().all(|name| name.len() == 15));
+        assert!(names.iter().all(|name| name.len() == 15 && Attachment::is_host_name(name)));
+        assert!(!Attachment::is_host_name("kl-deadbeef") && !Attachment::is_host_name("kl00010203040g0"));
     }
 
     #[test]

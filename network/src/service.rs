@@ -6,6 +6,7 @@
 
 mod attach;
 mod detach;
+mod make;
 mod reaper;
 mod setup;
 

@@ -1,12 +1,11 @@
-//! Attach: lease addresses, record, make the veth pair, configure the pod's end, publish ports; undone when a step fails.
+//! Attach: lease addresses, record, then make (`make.rs`); undone when a step fails.
 //! Runs on the caller's thread. A sandbox that is attached already keeps what it has; one whose attach was cut short by a crash
 //! gets what its record says.
 //! Owns nothing beyond the call. Must never make what is not recorded yet.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use keelson_api::SandboxId;
-use rustix::io::Errno;
 
 use super::{DetachError, Network, SetupError, elements, setup::Ready};
 use crate::{
@@ -14,15 +13,8 @@ use crate::{
     attachment::{Attachment, INTERFACE},
     conntrack,
     file::FileError,
-    firewall::PortChange,
     ipam::{self, Exhausted},
-    netlink::{
-        Batch, NetlinkError,
-        address::{self, Assigned},
-        diag,
-        link::{self, Veth},
-        route,
-    },
+    netlink::{NetlinkError, diag},
     netns::{Netns, NetnsError},
     port::{self, PortError, PortMapping, Protocol},
 };
@@ -217,122 +209,12 @@ impl Network {
         Ok(addresses)
     }
 
-    fn record(&self, attachment: &Attachment) -> Result<(), AttachError> {
+    pub(super) fn record(&self, attachment: &Attachment) -> Result<(), AttachError> {
         let mut state = self.state();
         state.published.insert(attachment.sandbox.clone(), elements(&attachment.ports, attachment));
         state.attachments.insert(attachment.sandbox.clone(), attachment.clone());
         drop(state);
         self.core.records.put(attachment).map_err(|source| AttachError::Record { bridge: self.bridge_name(), source })
-    }
-
-    fn make(&self, planned: Attachment, ready: Arc<Ready>, netns: &Netns) -> Result<Attachment, AttachError> {
-        let (attachment, ready) = self.make_veth(planned, ready, netns)?;
-        self.fault("veth")?;
-        self.configure(&attachment, netns)?;
-        self.fault("configured")?;
-        if !attachment.ports.is_empty() {
-            let elements = elements(&attachment.ports, &attachment);
-            let published = self.publish(&ready, PortChange::Add(&elements));
-            published.map_err(|source| self.setup_failed(source))?;
-            self.forget_flows(&attachment);
-            self.fault("published")?;
-        }
-        Ok(attachment)
-    }
-
-    /// The pair; another name when the first is taken, the bridge again when it is gone.
-    fn make_veth(
-        &self,
-        mut attachment: Attachment,
-        mut ready: Arc<Ready>,
-        netns: &Netns,
-    ) -> Result<(Attachment, Arc<Ready>), AttachError> {
-        let mut names = Attachment::host_names(&attachment.sandbox).skip(1);
-        let mut mended = false;
-        loop {
-            let mut batch = Batch::new();
-            let name = attachment.host_interface.as_str();
-            let veth = Veth {
-                name,
-                master: ready.bridge,
-                peer: &attachment.interface,
-                peer_mac: attachment.mac,
-                netns: std::os::fd::AsFd::as_fd(netns),
-                mtu: ready.mtu,
-            };
-            link::create_veth(&mut batch, &veth);
-            link::ready_port(&mut batch, name, ready.ipv6);
-            link::set_up(&mut batch, name, 0);
-            let error = match self.core.home.with(|socket| socket.execute(batch)) {
-                Ok(()) => return Ok((attachment, ready)),
-                Err(error) => error,
-            };
-            match error.errno() {
-                Some(Errno::EXIST) => match names.next() {
-                    Some(name) => {
-                        tracing::warn!(taken = attachment.host_interface, "interface name is taken: trying another");
-                        attachment.host_interface = name;
-                        self.record(&attachment)?;
-                    }
-                    None => {
-                        let name = attachment.host_interface;
-                        return Err(AttachError::Names { bridge: self.bridge_name(), name });
-                    }
-                },
-                // The bridge may be gone: look, and try once more.
-                Some(_) if !mended => {
-                    mended = true;
-                    self.core.unlink(&attachment).map_err(|source| self.netlink_failed(source))?;
-                    ready = self.set_up().map_err(|source| self.setup_failed(source))?;
-                }
-                Some(_) | None => return Err(self.netlink_failed(error)),
-            }
-        }
-    }
-
-    /// The pod's end, through the socket that is bound to its namespace.
-    fn configure(&self, attachment: &Attachment, netns: &Netns) -> Result<(), AttachError> {
-        let gone = || AttachError::Vanished { bridge: self.bridge_name() };
-        let configured = netns.with(|socket| {
-            let Some(found) = link::get(socket, &attachment.interface, false)? else { return Ok(false) };
-            let index = found.index;
-            let mut batch = Batch::new();
-            link::set_up(&mut batch, "lo", 0);
-            link::set_up(&mut batch, &attachment.interface, index);
-            for (address, prefix) in attachment.addresses.iter().zip(&attachment.prefixes) {
-                address::add(&mut batch, Assigned { index, address: *address, prefix: *prefix });
-            }
-            for gateway in &attachment.gateways {
-                route::add_default(&mut batch, index, *gateway);
-            }
-            socket.execute(batch).map(|()| true)
-        });
-        match configured {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(gone()),
-            Err(source) => Err(self.netlink_failed(source)),
-        }
-    }
-
-    /// Whether all that the record says is there.
-    fn is_intact(&self, known: &Attachment, ready: &Ready, netns: &Netns) -> bool {
-        let host = self.core.home.with(|socket| link::get(socket, &known.host_interface, false));
-        let port = matches!(host, Ok(Some(link)) if link.master == Some(ready.bridge) && link.up);
-        let addresses = || netns.with(address::list).unwrap_or_default();
-        let has = |there: &[Assigned], wanted: &IpAddr| there.iter().any(|assigned| assigned.address == *wanted);
-        port && self.is_leased(known, &ready.gateways) && {
-            let there = addresses();
-            known.addresses.iter().all(|wanted| has(&there, wanted))
-        }
-    }
-
-    /// Whether it has a lease in each of these networks, and no other.
-    fn is_leased(&self, known: &Attachment, gateways: &[(IpAddr, IpNet)]) -> bool {
-        let mut addresses = known.addresses.clone();
-        addresses.sort();
-        known.addresses.len() == gateways.len()
-            && known.addresses.iter().zip(gateways).all(|(address, (_, net))| net.contains(*address))
-            && self.state().ipam.of(&known.sandbox) == addresses
     }
 
     fn check_listeners(&self, ports: &[PortMapping]) -> Result<(), AttachError> {
@@ -370,13 +252,13 @@ impl Network {
     }
 
     #[cfg(test)]
-    fn fault(&self, point: &'static str) -> Result<(), AttachError> {
+    pub(super) fn fault(&self, point: &'static str) -> Result<(), AttachError> {
         if self.core.faults.strike(point) { Err(AttachError::Armed { point }) } else { Ok(()) }
     }
 
     #[cfg(not(test))]
     #[expect(clippy::unnecessary_wraps, reason = "the test build fails here")]
-    fn fault(&self, point: &'static str) -> Result<(), AttachError> {
+    pub(super) fn fault(&self, point: &'static str) -> Result<(), AttachError> {
         self.core.faults.strike(point);
         Ok(())
     }
@@ -385,11 +267,11 @@ impl Network {
         self.config.bridge.clone()
     }
 
-    fn setup_failed(&self, source: SetupError) -> AttachError {
+    pub(super) fn setup_failed(&self, source: SetupError) -> AttachError {
         AttachError::Setup { bridge: self.bridge_name(), source: Box::new(source) }
     }
 
-    fn netlink_failed(&self, source: NetlinkError) -> AttachError {
+    pub(super) fn netlink_failed(&self, source: NetlinkError) -> AttachError {
         AttachError::Netlink { bridge: self.bridge_name(), source }
     }
 }

@@ -32,7 +32,7 @@ pub enum DetachError {
         sandbox: SandboxId,
         /// Why.
         #[source]
-        source: SetupError,
+        source: Box<SetupError>,
     },
     /// Its interface.
     #[error("detach sandbox {sandbox}")]
@@ -65,8 +65,8 @@ pub enum DetachError {
         #[source]
         source: std::io::Error,
     },
-    /// The bridge or the firewall's table, when the network was closed.
-    #[error("close network")]
+    /// The bridge, a stray port of it or the firewall's table.
+    #[error("clean up network")]
     Close {
         /// Why.
         #[source]
@@ -79,12 +79,12 @@ pub enum DetachError {
         #[source]
         source: ForwardingError,
     },
-    /// The host's network could not be looked at, when the network was closed.
-    #[error("close network")]
+    /// The host's network could not be looked at.
+    #[error("clean up network")]
     Look {
         /// Why.
         #[source]
-        source: SetupError,
+        source: Box<SetupError>,
     },
     /// The host's network namespace could not be entered, when the network was closed.
     #[error("close network")]
@@ -142,7 +142,8 @@ impl Network {
         self.core.wait_all_gone()
     }
 
-    /// Detaches every sandbox that is not in `live`, and waits until they are gone. Returns them.
+    /// Detaches every sandbox that is not in `live`, and waits until they are gone; deletes ports of the bridge that no record
+    /// knows (of records that were lost). Returns the sandboxes.
     ///
     /// # Errors
     /// The first failure, after all were tried.
@@ -152,7 +153,34 @@ impl Network {
         gone.sort();
         let begun: Vec<_> = gone.iter().map(|sandbox| self.detach_soon(sandbox)).collect();
         let settled = self.settle();
-        begun.into_iter().chain([settled]).collect::<Result<(), DetachError>>().map(|()| gone)
+        begun.into_iter().chain([settled, self.sweep()]).collect::<Result<(), DetachError>>().map(|()| gone)
+    }
+
+    fn sweep(&self) -> Result<(), DetachError> {
+        let around = self.look().map_err(|source| DetachError::Look { source: Box::new(source) })?;
+        let mark = bridge::mark(self.dir());
+        let Some(bridge) = around.bridge.filter(|link| link.alias.as_deref() == Some(mark.as_str())) else {
+            return Ok(());
+        };
+        let strays = around.ports.into_iter().filter(|port| {
+            port.master == Some(bridge.index)
+                && port.kind.as_deref() == Some("veth")
+                && Attachment::is_host_name(&port.name)
+        });
+        for port in strays {
+            let state = self.state();
+            let mut known = state.attachments.values().chain(state.leaving.values().map(Leaving::attachment));
+            if known.any(|known| known.host_interface == port.name) {
+                continue;
+            }
+            drop(state);
+            tracing::warn!(interface = port.name, "port of the bridge that no record knows: deleted");
+            let mut batch = Batch::new();
+            link::delete(&mut batch, &port.name);
+            let deleted = self.core.home.with(|socket| socket.execute(batch)).or_else(absent);
+            deleted.map_err(|source| DetachError::Close { source })?;
+        }
+        Ok(())
     }
 
     /// Removes the bridge and the firewall's table and puts forwarding back, when no sandbox is attached. The choice of networks
@@ -177,7 +205,7 @@ impl Network {
 
     fn close_inside(&self) -> Result<(), DetachError> {
         let close = |source| DetachError::Close { source };
-        let around = self.look().map_err(|source| DetachError::Look { source })?;
+        let around = self.look().map_err(|source| DetachError::Look { source: Box::new(source) })?;
         let ours = around.bridge.as_ref().is_some_and(|link| link.alias == Some(bridge::mark(self.dir())));
         if ours {
             let mut batch = Batch::new();
@@ -252,7 +280,7 @@ impl Network {
         if known.ports.is_empty() {
             return Ok(());
         }
-        let failed = |source| DetachError::Ports { sandbox: sandbox.clone(), source };
+        let failed = |source| DetachError::Ports { sandbox: sandbox.clone(), source: Box::new(source) };
         // Not set up by this daemon yet: setting up makes the maps as they must be, without these.
         match self.is_ready() {
             Some(ready) => {

@@ -241,6 +241,8 @@ impl Lab {
         }
         // A new namespace begins with IPv4's settings of the machine.
         host.set_sysctl("ipv4/ip_forward", "0");
+        // The stricter of what distributions set.
+        host.set_sysctl("ipv4/conf/all/rp_filter", "1");
         host.join("up0", &outside, "out0");
         host.configure("up0", &[(HOST4, 24), (HOST6, 64)], &[OUT4, OUT6]);
         outside.configure("out0", &[(OUT4, 24), (OUT6, 64)], &[]);

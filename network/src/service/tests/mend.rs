@@ -147,6 +147,21 @@ fn privileged_retain_frees_what_nobody_lives_in() {
 }
 
 #[test]
+fn privileged_a_port_whose_record_was_lost_is_swept() {
+    let lab = Lab::new();
+    let network = lab.open();
+    let (_kept, _lost) = (lab.pod(&network, 1, &[]), lab.pod(&network, 2, &[]));
+    drop(network);
+    std::fs::remove_file(lab.dir.path().join(format!("network/attachments/{}.json", id(2)))).unwrap();
+    let network = lab.open();
+    assert_eq!(network.retain(&[id(1)].into()).unwrap(), []);
+    assert_eq!(lab.leftovers().iter().filter(|name| crate::Attachment::is_host_name(name)).count(), 1);
+    assert_eq!(network.retain(&HashSet::new()).unwrap(), [id(1)]);
+    network.close().unwrap();
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[test]
 fn privileged_a_running_attachment_is_joined_not_made_again() {
     let lab = Lab::new();
     let network = lab.open();
