@@ -82,19 +82,23 @@ mod tests {
         assert_eq!(open(-1).unwrap_err(), Errno::INVAL);
     }
 
+    #[expect(clippy::zombie_processes, reason = "reaped through its pidfd")]
+    fn child(script: &str) -> OwnedFd {
+        let child = std::process::Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
+        open(i32::try_from(child.id()).unwrap()).unwrap()
+    }
+
     #[test]
     fn a_killed_child_is_told_from_one_that_ended() {
         for (script, exit) in [("exit 7", Exit::Code(7)), ("kill -9 $$", Exit::Signal(9))] {
-            let child = std::process::Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
-            let pidfd = open(i32::try_from(child.id()).unwrap()).unwrap();
+            let pidfd = child(script);
             assert_eq!(wait(&pidfd).unwrap(), exit);
         }
     }
 
     #[test]
     fn a_running_child_is_not_waited_for() {
-        let child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
-        let pidfd = open(i32::try_from(child.id()).unwrap()).unwrap();
+        let pidfd = child("exec sleep 60");
         assert_eq!(try_wait(&pidfd).unwrap(), None);
         send_signal(&pidfd, libc::SIGKILL).unwrap();
         assert_eq!(wait(&pidfd).unwrap().code(), 137);

@@ -336,7 +336,7 @@ pub(crate) fn setsid() -> io::Result<()> {
     call!(libc::SYS_setsid).map(drop)
 }
 
-pub(crate) fn ioctl(fd: i32, request: u64, argument: usize) -> io::Result<usize> {
+pub(crate) fn ioctl(fd: i32, request: libc::Ioctl, argument: usize) -> io::Result<usize> {
     call!(libc::SYS_ioctl, fd, request, argument)
 }
 

@@ -229,7 +229,9 @@ fn build_root(
         (Some(overlay), _) => {
             let shift = overlay.idmapped && in_user_namespace;
             let namespace = shift.then(|| idmap::namespace(mappings.0, mappings.1)).transpose()?;
-            rootfs::overlay(overlay, namespace.as_ref(), request.bundle)?
+            let root = (idmap::outside(mappings.0, 0), idmap::outside(mappings.1, 0));
+            let shift = namespace.as_ref().map(|namespace| rootfs::Shift { namespace, root });
+            rootfs::overlay(overlay, shift.as_ref(), request.bundle)?
         }
         (None, Some(root)) => rootfs::Root::Tree(rootfs::bind(&request.bundle.join(&root.path))?),
         (None, None) => return Err(LaunchError::invalid("read spec", "root", "it is missing")),

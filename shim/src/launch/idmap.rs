@@ -25,6 +25,15 @@ pub(super) fn text(mappings: &[IdMapping]) -> String {
     })
 }
 
+/// What an id inside is outside; the same number where nothing is mapped.
+pub(super) fn outside(mappings: &[IdMapping], id: u32) -> u32 {
+    let found = mappings.iter().find_map(|mapping| {
+        let offset = id.checked_sub(mapping.container_id).filter(|offset| *offset < mapping.size)?;
+        mapping.host_id.checked_add(offset)
+    });
+    found.unwrap_or(id)
+}
+
 /// Writes both maps of a process that is alone in its new user namespace.
 pub(super) fn write_maps(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), LaunchError> {
     for (file, mappings) in [("gid_map", gids), ("uid_map", uids)] {
@@ -67,7 +76,9 @@ mod tests {
     #[test]
     fn mappings_are_written_as_the_kernel_reads_them() {
         let mapping = |container_id, host_id, size| IdMapping { container_id, host_id, size };
-        assert_eq!(text(&[mapping(0, 1000, 1), mapping(1, 5000, 9)]), "0 1000 1\n1 5000 9\n");
+        let mappings = [mapping(0, 1000, 1), mapping(1, 5000, 9)];
+        assert_eq!(text(&mappings), "0 1000 1\n1 5000 9\n");
+        assert_eq!([0, 1, 9, 10].map(|id| outside(&mappings, id)), [1000, 5000, 5008, 10]);
     }
 
     #[test]

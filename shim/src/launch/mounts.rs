@@ -60,7 +60,7 @@ impl<'a> Mounts<'a> {
                 error
             })?;
             if options.bind || mount.kind == "bind" {
-                ops.push(self.bind(mount, options)?);
+                ops.push(self.bind(mount, &options)?);
             } else if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") {
                 self.cgroup(mount, options, &mut ops)?;
             } else {
@@ -70,7 +70,7 @@ impl<'a> Mounts<'a> {
         Ok(ops)
     }
 
-    fn bind(&mut self, mount: &Mount, options: Options) -> Result<Op, LaunchError> {
+    fn bind(&mut self, mount: &Mount, options: &Options) -> Result<Op, LaunchError> {
         let source =
             if mount.source.starts_with('/') { PathBuf::from(&mount.source) } else { self.bundle.join(&mount.source) };
         let failed = |errno| LaunchError::system("open mount source", source.display().to_string(), errno);
@@ -92,7 +92,7 @@ impl<'a> Mounts<'a> {
                     .with_hint("its filesystem may not support id-mapped mounts")
             })?;
         }
-        adjust(&tree, &options)
+        adjust(&tree, options)
             .map_err(|errno| LaunchError::system("set attributes of mount", &mount.destination, errno))?;
         if let Some(unknown) = options.parameters.first() {
             return Err(LaunchError::invalid(

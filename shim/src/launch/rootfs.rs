@@ -10,7 +10,7 @@ use std::path::Path;
 
 use keelson_sys::child::{Attributes, Op, Propagation};
 use keelson_sys::mount;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
@@ -44,11 +44,11 @@ pub(super) enum Root {
 }
 
 /// An overlay; with a user namespace, its layers' ids are shifted by that namespace's mappings.
-pub(super) fn overlay(overlay: &OverlayRootfs, idmap: Option<&OwnedFd>, bundle: &Path) -> Result<Root, LaunchError> {
+pub(super) fn overlay(overlay: &OverlayRootfs, shift: Option<&Shift<'_>>, bundle: &Path) -> Result<Root, LaunchError> {
     if overlay.lower.is_empty() {
         return Err(LaunchError::invalid(STEP, "", "no lower directory"));
     }
-    let layers = Layers::open(overlay, idmap)?;
+    let layers = Layers::open(overlay, shift)?;
     match mount_overlay(overlay, &layers, Lower::Each) {
         Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir+" => {}
         other => return other.map(Root::Tree),
@@ -61,6 +61,7 @@ pub(super) fn overlay(overlay: &OverlayRootfs, idmap: Option<&OwnedFd>, bundle: 
     legacy(overlay, layers, bundle).map(Root::Legacy)
 }
 
+#[derive(Clone, Copy)]
 enum Lower {
     /// `lowerdir+`, one call each.
     Each,
@@ -77,41 +78,38 @@ struct Layers {
 }
 
 impl Layers {
-    fn open(overlay: &OverlayRootfs, idmap: Option<&OwnedFd>) -> Result<Layers, LaunchError> {
-        let lower = overlay.lower.iter().map(|path| folder(path, idmap)).collect::<Result<_, _>>()?;
-        let Some(namespace) = idmap else {
-            return Ok(Layers {
-                lower,
-                upper: folder(&overlay.upper, None)?,
-                work: folder(&overlay.work, None)?,
-                shifted: false,
-            });
-        };
-        // Upper and work must be on one mount: their common parent is shifted, and both are opened below it.
-        let parent = overlay.upper.parent().filter(|parent| Some(*parent) == overlay.work.parent());
-        let (Some(parent), Some(upper), Some(work)) = (parent, overlay.upper.file_name(), overlay.work.file_name())
-        else {
-            return Err(LaunchError::invalid(STEP, "", "upper and work directories must be siblings to be shifted"));
-        };
-        let shifted = folder(parent, Some(namespace))?;
-        let below = |name: &std::ffi::OsStr| {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            rustix::fs::openat(&shifted, name, flags, Mode::empty())
-                .map_err(|errno| LaunchError::system("open layer", name.to_string_lossy(), errno))
-        };
-        Ok(Layers { lower, upper: below(upper)?, work: below(work)?, shifted: true })
+    /// Lower layers are shared by containers of other mappings and shifted; the upper one is this container's alone and holds the
+    /// ids of the node, because the overlay works in it as the node's root. Its folder is the container's `/`.
+    fn open(overlay: &OverlayRootfs, shift: Option<&Shift<'_>>) -> Result<Layers, LaunchError> {
+        let lower = overlay.lower.iter().map(|path| folder(path, shift)).collect::<Result<_, _>>()?;
+        let (upper, work) = (folder(&overlay.upper, None)?, folder(&overlay.work, None)?);
+        if let Some(shift) = shift {
+            let (uid, gid) = (Uid::from_raw(shift.root.0), Gid::from_raw(shift.root.1));
+            let flags = AtFlags::EMPTY_PATH;
+            rustix::fs::chownat(&upper, "", Some(uid), Some(gid), flags)
+                .map_err(|errno| LaunchError::system("own upper layer", overlay.upper.display().to_string(), errno))?;
+        }
+        Ok(Layers { lower, upper, work, shifted: shift.is_some() })
     }
 }
 
-fn folder(path: &Path, idmap: Option<&OwnedFd>) -> Result<OwnedFd, LaunchError> {
+/// How layers get the ids of a user namespace.
+pub(super) struct Shift<'a> {
+    /// Carries the mappings.
+    pub(super) namespace: &'a OwnedFd,
+    /// The container's root, as the node knows it.
+    pub(super) root: (u32, u32),
+}
+
+fn folder(path: &Path, shift: Option<&Shift<'_>>) -> Result<OwnedFd, LaunchError> {
     let failed = |errno| LaunchError::system("open layer", path.display().to_string(), errno);
-    let Some(namespace) = idmap else {
+    let Some(shift) = shift else {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         return rustix::fs::open(path, flags, Mode::empty()).map_err(failed);
     };
     let tree =
         open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(failed)?;
-    mount::set_idmap(tree.as_fd(), namespace.as_fd(), false)
+    mount::set_idmap(tree.as_fd(), shift.namespace.as_fd(), false)
         .map_err(|errno| failed(errno).with_hint("its filesystem may not support id-mapped mounts"))?;
     Ok(tree)
 }
@@ -126,9 +124,7 @@ fn mount_overlay(overlay: &OverlayRootfs, layers: &Layers, lower: Lower) -> Resu
     let failed = |key: &str, errno| {
         let mut error = LaunchError::system(STEP, key, errno);
         let said = kernel_words(&context);
-        if !said.is_empty() {
-            error.hint = said;
-        }
+        error.hint = if said.is_empty() { "the kernel log (dmesg) has its reason".to_owned() } else { said };
         error
     };
     let set = |key: &str, path: &Path, fd: &OwnedFd| {

@@ -64,16 +64,7 @@ impl Bundle {
             }),
             ..Spec::default()
         };
-        Bundle {
-            folder,
-            id,
-            spec,
-            overlay: None,
-            volumes: Vec::new(),
-            builtin_init: false,
-           
-            clamp_oom_score: true,
-        }
+        Bundle { folder, id, spec, overlay: None, volumes: Vec::new(), builtin_init: false, clamp_oom_score: true }
     }
 
     pub(crate) fn rootfs(&self) -> PathBuf {

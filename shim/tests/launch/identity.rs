@@ -19,15 +19,9 @@ fn names(names: &[&str]) -> Vec<String> {
 
 #[test]
 fn privileged_groups_are_exactly_those_asked_for() {
-    for (uid, gid, additional, id) in [
-        (0, 0, vec![], "uid=0(root) gid=0 groups=0\n"),
-        (1000, 1001, vec![], "uid=1000 gid=1001 groups=1001\n"),
-        (1000, 1001, vec![5, 7, 4_000_000_000], "uid=1000 gid=1001 groups=1001,5,7,4000000000\n"),
-        (4_294_967_294, 2, vec![2], "uid=4294967294 gid=2 groups=2\n"),
-    ] {
-        let mut bundle = Bundle::new("id");
-        bundle.process().user = User { uid, gid, additional_gids: additional.clone(), umask: None };
-        assert_eq!(bundle.output(), id);
+    for (uid, gid, additional) in
+        [(0, 0, vec![]), (1000, 1001, vec![]), (1000, 1001, vec![7, 5, 4_000_000_000]), (4_294_967_294, 2, vec![2])]
+    {
         let mut bundle = Bundle::new("cat /proc/self/status");
         bundle.process().user = User { uid, gid, additional_gids: additional.clone(), umask: Some(0o077) };
         let text = bundle.output();
@@ -35,6 +29,8 @@ fn privileged_groups_are_exactly_those_asked_for() {
         sorted.sort_unstable();
         let groups: Vec<u32> = status(&text, "Groups").split_ascii_whitespace().map(|g| g.parse().unwrap()).collect();
         assert_eq!(groups, sorted);
+        assert_eq!(status(&text, "Uid"), [(); 4].map(|()| uid.to_string()).join("\t"));
+        assert_eq!(status(&text, "Gid"), [(); 4].map(|()| gid.to_string()).join("\t"));
         assert_eq!(status(&text, "Umask"), "0077");
     }
 }

@@ -17,6 +17,7 @@ pub(super) const NO_MAGICLINKS: u64 = 0x02;
 pub(super) const NO_XDEV: u64 = 0x01;
 
 const MAX_LINKS: u32 = 40;
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 const PATH_MAX: usize = 4096;
 
 /// Opens `path` below `root` as a place (O_PATH), links followed inside the root.
@@ -39,7 +40,7 @@ pub(super) fn open_or_create(root: i32, path: &CStr, node: Node, resolve: u64) -
 }
 
 /// Splits a path into its parent folder, made when missing and opened, and its last component.
-pub(super) fn parent_of<'p>(root: i32, path: &'p CStr) -> io::Result<(i32, &'p CStr)> {
+pub(super) fn parent_of(root: i32, path: &CStr) -> io::Result<(i32, &CStr)> {
     let bytes = path.to_bytes_with_nul();
     let split = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
     let name = bytes.get(split..).and_then(|rest| CStr::from_bytes_with_nul(rest).ok()).ok_or(Errno::INVAL)?;
@@ -142,7 +143,11 @@ impl Walk {
     fn enter(&mut self, fd: i32, component: &CStr) -> io::Result<()> {
         let mut target = [0_u8; PATH_MAX];
         if let Ok(length) = raw::readlinkat(fd, c"", &mut target) {
+            let magic = self.is_magic(fd, component);
             raw::close(fd);
+            if magic {
+                return Err(Errno::LOOP);
+            }
             self.links += 1;
             if self.links > MAX_LINKS {
                 return Err(Errno::LOOP);
@@ -164,6 +169,18 @@ impl Walk {
         place[1..].copy_from_slice(name);
         self.done_length = end;
         Ok(())
+    }
+
+    /// The text of a magic link is not where it leads, and its target may be a descriptor of ours: never followed.
+    fn is_magic(&self, fd: i32, component: &CStr) -> bool {
+        raw::filesystem(fd) == Ok(PROC_SUPER_MAGIC)
+            && match raw::openat2(self.here, component, libc::O_PATH, 0, BENEATH | NO_MAGICLINKS) {
+                Ok(fd) => {
+                    raw::close(fd);
+                    false
+                }
+                Err(errno) => errno == Errno::LOOP,
+            }
     }
 
     fn up(&mut self) -> io::Result<()> {

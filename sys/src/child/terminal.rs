@@ -38,12 +38,12 @@ fn master(places: &Places) -> io::Result<i32> {
 
 fn peer(master: i32, terminal: Terminal) -> io::Result<i32> {
     let unlocked = 0_i32;
-    raw::ioctl(master, libc::TIOCSPTLCK as u64, (&raw const unlocked) as usize)?;
+    raw::ioctl(master, libc::TIOCSPTLCK, (&raw const unlocked) as usize)?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    let slave = raw::ioctl(master, libc::TIOCGPTPEER as u64, flags as usize)? as i32;
+    let slave = raw::ioctl(master, libc::TIOCGPTPEER, flags as usize)? as i32;
     if let Some((rows, columns)) = terminal.size {
         let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        raw::ioctl(master, libc::TIOCSWINSZ as u64, (&raw const size) as usize)?;
+        raw::ioctl(master, libc::TIOCSWINSZ, (&raw const size) as usize)?;
     }
     if terminal.uid != 0 {
         raw::fchownat(slave, c"", terminal.uid, u32::MAX, libc::AT_EMPTY_PATH)?;
@@ -52,7 +52,7 @@ fn peer(master: i32, terminal: Terminal) -> io::Result<i32> {
 }
 
 fn connect(master: i32, slave: i32, socket: i32) -> io::Result<()> {
-    raw::ioctl(slave, libc::TIOCSCTTY as u64, 0)?;
+    raw::ioctl(slave, libc::TIOCSCTTY, 0)?;
     for stream in 0..3 {
         raw::dup3(slave, stream, 0)?;
     }
