@@ -30,8 +30,8 @@ impl Client {
     }
 }
 
-/// Runs a tool's work to its end on a runtime of one thread.
-pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+/// A runtime of one thread for a tool's work.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|source| CliError::Host { act: "start the async runtime", source })?.block_on(work)
+    runtime.map_err(|source| CliError::Host { act: "start the async runtime", source })
 }

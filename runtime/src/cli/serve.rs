@@ -5,9 +5,8 @@
 use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{CliError, Place, rooms};
+use super::{CliError, Place, rooms, stop::Stop};
 use crate::{config::Config, cri::Cri, engine::Engine, logging, server::Socket};
 
 /// Enough for requests, which only decode and wait; each more costs memory for good.
@@ -50,12 +49,16 @@ async fn daemon(config: Config) -> Result<(), CliError> {
     let engine_config = rooms::engine(&config)?;
     let engine = tokio::select! {
         engine = Engine::open(engine_config) => engine?,
-        () = stop.asked() => return Ok(()),
+        _ = stop.asked() => return Ok(()),
     };
     let socket = Socket::bind(&config.socket).await?;
     let cri = Cri::new(engine.clone(), engine.images().clone(), config.clone());
     announce(&config, &engine);
-    socket.serve(cri, stop.asked()).await?;
+    let stopping = async {
+        let signal = stop.asked().await;
+        tracing::info!("{signal}: stopping");
+    };
+    socket.serve(cri, stopping).await?;
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     if tokio::time::timeout(DRAIN, engine.drain()).await.is_err() {
         tracing::warn!(seconds = DRAIN.as_secs(), "some work did not come to rest; the next start finishes it");
@@ -84,25 +87,5 @@ fn announce(config: &Config, engine: &Engine) {
     let said = format!("serving CRI on unix://{}", config.socket.display());
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&said)]) {
         tracing::warn!(%error, "the service manager cannot be told");
-    }
-}
-
-/// SIGTERM or SIGINT.
-struct Stop {
-    term: Signal,
-    int: Signal,
-}
-
-impl Stop {
-    fn new() -> Result<Self, CliError> {
-        let listen = |kind| signal(kind).map_err(|source| CliError::Host { act: "listen for signals", source });
-        Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = self.int.recv() => tracing::info!("SIGINT: stopping"),
-        }
     }
 }

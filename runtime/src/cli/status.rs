@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     CliError, Place,
-    client::{Client, block_on},
+    client::{self, Client},
     out,
 };
 
@@ -35,7 +35,7 @@ struct Answer {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
     let socket = args.place.load()?.socket;
-    let answer = block_on(async { ask(&mut Client::connect(&socket).await?).await })?;
+    let answer = client::runtime()?.block_on(async { ask(&mut Client::connect(&socket).await?).await })?;
     let ready = answer.conditions.iter().all(|condition| condition.status);
     if args.json {
         out::line(json(&answer));

@@ -18,8 +18,9 @@ use std::{
 
 use super::{
     CliError,
-    client::{Client, block_on},
+    client::{self, Client},
     out,
+    stop::Stop,
 };
 use crate::config::{Config, Overrides};
 
@@ -61,13 +62,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
     if !rustix::process::geteuid().is_root() {
         return Err(CliError::NotRoot { act: "keelson try" });
     }
-    let scratch = Scratch::new(args.root.as_deref())?;
+    let scratch = Scratch::choose(args.root.as_deref())?;
     let overrides = Overrides {
         root: Some(scratch.path.join("root")),
         state: Some(scratch.path.join("state")),
         socket: Some(scratch.path.join("keelson.sock")),
     };
     let config = Config::load(args.config.as_deref(), &overrides)?;
+    scratch.make()?;
     out::line(format_args!("keelson {}: trying this machine, everything under {}", env!("CARGO_PKG_VERSION"), scratch));
     let mut made = Vec::new();
     let tried = story(args, &config, &scratch, &mut made);
@@ -92,6 +94,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
 
 /// The steps with a daemon; it is stopped on every way out. `made` gets the ids of what was made.
 fn story(args: &Args, config: &Config, scratch: &Scratch, made: &mut Vec<String>) -> Result<(), CliError> {
+    // From here on a signal ends the story, not the process: what was made is taken down.
+    let runtime = client::runtime()?;
+    let mut stop = runtime.block_on(async { Stop::new() })?;
     let image = match &args.image {
         Some(image) => image.clone(),
         None => {
@@ -104,7 +109,7 @@ fn story(args: &Args, config: &Config, scratch: &Scratch, made: &mut Vec<String>
     let step = Step::begin("Start the daemon: keelson serve");
     let daemon = daemon::Daemon::start(args.config.as_deref(), config, &scratch.path)?;
     step.done(format_args!("it says it serves unix://{}", config.socket.display()));
-    let told = block_on(async {
+    let told = runtime.block_on(async {
         let mut client = Client::connect(&config.socket).await?;
         let work = async {
             if args.image.is_some() {
@@ -114,11 +119,13 @@ fn story(args: &Args, config: &Config, scratch: &Scratch, made: &mut Vec<String>
         };
         let told = tokio::select! {
             told = work => told,
-            _ = tokio::signal::ctrl_c() => Err(broken("interrupted", "cleaning up")),
+            signal = stop.asked() => Err(broken("interrupted", format_args!("{signal}; what was made is removed"))),
         };
         // Also after a failure: what was made is removed by the daemon that made it.
         told.and(pod::remove_all(&mut client).await)
     });
+    // With it goes the connection, which the daemon would wait for.
+    drop(runtime);
     let step = Step::begin("Stop the daemon with SIGTERM");
     daemon.stop()?;
     step.done("it ended with code 0");
@@ -161,7 +168,7 @@ impl Display for Scratch {
 }
 
 impl Scratch {
-    fn new(given: Option<&Path>) -> Result<Self, CliError> {
+    fn choose(given: Option<&Path>) -> Result<Self, CliError> {
         let path = match given {
             Some(path) => std::path::absolute(path).map_err(|source| CliError::File {
                 act: "find",
@@ -170,14 +177,17 @@ impl Scratch {
             })?,
             None => std::env::temp_dir().join(format!("keelson-try-{}", std::process::id())),
         };
-        let place = path.as_path();
-        let failed = |act| move |source| CliError::File { act, path: place.to_owned(), source };
-        // Others may pass through, not look: a pod's processes may have any user id.
-        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&path).map_err(failed("make folder"))?;
-        if std::fs::read_dir(&path).map_err(failed("read folder"))?.next().is_some() {
-            return Err(broken("choose the scratch folder", format_args!("`{}` is not empty", path.display())));
-        }
         Ok(Self { path })
+    }
+
+    fn make(&self) -> Result<(), CliError> {
+        let failed = |act| move |source| CliError::File { act, path: self.path.clone(), source };
+        // Others may pass through, not look: a pod's processes may have any user id.
+        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&self.path).map_err(failed("make folder"))?;
+        if std::fs::read_dir(&self.path).map_err(failed("read folder"))?.next().is_some() {
+            return Err(broken("choose the scratch folder", format_args!("`{self}` is not empty")));
+        }
+        Ok(())
     }
 
     fn remove(&self) -> Result<(), CliError> {
