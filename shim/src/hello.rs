@@ -18,7 +18,7 @@ pub(crate) fn run(once: bool) -> io::Result<ExitCode> {
     let host = name.nodename().to_string_lossy();
     if once {
         let mut root: Vec<_> =
-            std::fs::read_dir("/")?.filter_map(|entry| Some(entry.ok()?.file_name().into_string().ok()?)).collect();
+            std::fs::read_dir("/")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         root.sort();
         let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
         writeln!(

@@ -316,7 +316,8 @@ fn failure(step: &str, object: &str, kind: FailureKind, error: &(dyn std::error:
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        errno = io.or_else(|| error.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error())).unwrap_or(errno);
+        errno =
+            io.or_else(|| error.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error())).unwrap_or(errno);
         cause = error.source();
         if let Some(cause) = cause {
             message.push_str(": ");

@@ -185,8 +185,8 @@ mod tests {
 
     #[test]
     fn arguments_change_the_containers_own_process() {
-        let mut spec = Spec::default();
-        spec.process = Some(Process { env: vec!["A=1".into()], cwd: "/".into(), ..Process::default() });
+        let process = Process { env: vec!["A=1".into()], cwd: "/".into(), ..Process::default() };
+        let spec = Spec { process: Some(process), ..Spec::default() };
         let options = Options {
             arguments: vec!["id".into()],
             user: Some("1:2".into()),

@@ -113,11 +113,9 @@ impl Supervisor {
     pub(super) fn say_goodbye(&mut self) {
         let ids: Vec<u32> = self.connections.iter().map(|connection| connection.id).collect();
         for id in ids {
-            loop {
-                let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else {
-                    break;
-                };
-                let Ok(Some(request)) = connection.next_request() else { break };
+            while let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id)
+                && let Ok(Some(request)) = connection.next_request()
+            {
                 self.serve(Ticket { connection: id, seq: request.seq }, request.call);
             }
         }

@@ -25,7 +25,7 @@ impl Supervisor {
             (Ok(Step::Launch), Some(Call::Launch(launch))) => self.launch(launch).map(|()| Some(self.state())),
             (Ok(Step::Start), _) => self.start(now).map(|()| Some(self.state())),
             (Ok(Step::Signal), Some(Call::Signal(signal))) => {
-                self.signal(signal).map(|()| Some(Outcome::Done(Done {})))
+                self.signal(&signal).map(|()| Some(Outcome::Done(Done {})))
             }
             (Ok(Step::Exec), Some(Call::ExecSync(exec))) => self.exec(ticket, exec, now).map(|()| None),
             (Ok(Step::ReopenLog), _) => self.reopen_log().map(|()| Some(Outcome::Done(Done {}))),
@@ -88,7 +88,7 @@ impl Supervisor {
         }
     }
 
-    fn signal(&self, signal: Signal) -> Result<(), Failure> {
+    fn signal(&self, signal: &Signal) -> Result<(), Failure> {
         self.phase.container().map_or(Ok(()), |container| container.signal(signal.signal, signal.all))
     }
 

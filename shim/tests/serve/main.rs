@@ -1,5 +1,6 @@
 //! The supervisor as a daemon sees it: the real program on a socket pair, a container of a busybox root, a real cgroup.
 //! Each test owns its folder, its cgroup name and its shim, and says at its end that nothing of them is left.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod harness;
 

@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Chunks, and the records they give.
+type Case = (&'static [&'static [u8]], &'static [(u8, &'static str)]);
+
 const MOMENT: &str = "1970-01-01T00:00:00.000000007Z";
 
 fn split(max: usize, chunks: &[&[u8]]) -> Vec<u8> {
@@ -48,7 +51,7 @@ fn join(records: &[(u8, Vec<u8>)]) -> Vec<u8> {
 
 #[test]
 fn lines_partial_lines_and_long_lines() {
-    let cases: [(&[&[u8]], &[(u8, &str)]); 7] = [
+    let cases: [Case; 7] = [
         (&[b"one\ntwo\n"], &[(b'F', "one"), (b'F', "two")]),
         (&[b"\n"], &[(b'F', "")]),
         (&[b"on", b"e\ntw", b"o"], &[(b'F', "one"), (b'P', "two")]),
