@@ -166,6 +166,8 @@ async fn resume(shared: &Arc<Shared>, mut record: SandboxRecord, containers: Vec
     if let Some((shim, watch)) = holder {
         task.adopt_holder(shim, watch);
     }
+    // Before any request: a sandbox that is not seen after a restart would be made a second time.
+    task.publish();
     Some(task)
 }
 

@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use keelson_imageservice::ImageService;
@@ -26,6 +27,9 @@ use crate::{
     shim_client::Shims,
     store::Store,
 };
+
+/// A daemon that was killed while it started a shim leaves its locks to that child until the child has exec'd.
+const RELEASE: Duration = Duration::from_millis(500);
 
 /// Everything but recovery.
 pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
@@ -112,7 +116,14 @@ fn lock(path: &Path) -> Result<File, OpenError> {
         .custom_flags(nofollow)
         .open(path)
         .map_err(|source| failed("open", source))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let end = Instant::now() + RELEASE;
+    let locked = loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(RELEASE / 50),
+            other => break other,
+        }
+    };
+    match locked {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut text = String::new();

@@ -225,7 +225,7 @@ fn the_environment_is_merged_and_bad_entries_of_an_image_mean_nothing() {
 #[test]
 fn bytes_that_are_not_text_travel_beside_the_spec() {
     let mut case = Case::new();
-    case.spec.env = vec![EnvVar { name: "RAW".into(), value: vec![0xff, 0x00 + 1] }];
+    case.spec.env = vec![EnvVar { name: "RAW".into(), value: vec![0xff, 1] }];
     let built = case.build().unwrap();
     assert!(built.env.contains(&b"RAW=\xff\x01".to_vec()));
     assert!(built.env.contains(&b"HOSTNAME=web-0".to_vec()));

@@ -425,7 +425,8 @@ impl Task {
         self.publish();
     }
 
-    fn publish(&self) {
+    /// Shows the sandbox as it is now; one being made is not shown.
+    pub(crate) fn publish(&self) {
         let Some(phase) = self.record.state.phase() else { return };
         let dir = self.shared.state.sandbox(&self.record.id);
         let ready = matches!(self.record.state, State::Ready { .. });

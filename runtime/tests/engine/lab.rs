@@ -282,6 +282,50 @@ impl Lab {
     }
 }
 
+/// A test that failed cleans up after itself all the same.
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self._scratch.is_none() || self.left().is_empty() {
+            return;
+        }
+        for pid in self.processes() {
+            if let Ok(pidfd) = keelson_sys::pidfd::open(pid.parse().unwrap_or(0)) {
+                let _ = keelson_sys::pidfd::send_signal(&pidfd, 9);
+            }
+        }
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let parent = hierarchy.path().join(&self.bridge);
+            for child in fs::read_dir(&parent).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+                let _ = fs::write(child.path().join("cgroup.kill"), "1");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let parent = hierarchy.path().join(&self.bridge);
+            for child in fs::read_dir(&parent).into_iter().flatten().flatten() {
+                for leaf in fs::read_dir(child.path()).into_iter().flatten().flatten() {
+                    let _ = fs::remove_dir(leaf.path());
+                }
+                let _ = fs::remove_dir(child.path());
+            }
+            let _ = fs::remove_dir(parent);
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for point in mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|point| Path::new(point).starts_with(&self.folder))
+        {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
+        let config = keelson_network::Config::new(self.folder.join("root/network"), &self.bridge);
+        if let Ok(network) = keelson_network::Network::open(config) {
+            let _ = network.retain(&Default::default());
+            let _ = network.close();
+        }
+    }
+}
+
 /// The body of the process that is killed: a sandbox, a container that goes on and one that ends by itself.
 pub(crate) async fn victim(folder: &Path) {
     let bridge = fs::read_to_string(folder.join("bridge")).unwrap();
