@@ -9,6 +9,7 @@ mod out;
 mod rooms;
 mod serve;
 mod status;
+mod stop;
 mod try_out;
 mod version;
 
