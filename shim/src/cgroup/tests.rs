@@ -65,7 +65,12 @@ fn privileged_v1_alone_has_leaves_in_its_freezer() {
     assert!(leaf.unified_fd().unwrap().is_none());
     let mut main = run_in(&handle, None, "exec sleep 1000");
     let mut exec = run_in(&handle, Some(&freezer), "sleep 1000 & exec sleep 1000");
-    eventually("both run", || !leaf.is_empty().unwrap() && kill::processes(&freezer).unwrap().len() == 2);
+    let in_freezer = |dir: &Dir| kill::processes(dir).unwrap().len();
+    let container = Dir::new(hierarchies.v1(Controller::Freezer).unwrap(), &path);
+    eventually("all run", || {
+        in_freezer(&freezer) == 2 && in_freezer(&container) == 3 && handle.pids().unwrap().len() == 3
+    });
+    assert!(!leaf.is_empty().unwrap());
     leaf.kill().unwrap();
     exec.wait().unwrap();
     leaf.remove().unwrap();

@@ -15,6 +15,8 @@ const SYSTEM: &str = "/run/dbus/system_bus_socket";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Hexadecimal digits of the server's id.
+const GUID: usize = 32;
 
 pub(super) struct Bus<S = UnixStream> {
     stream: S,
@@ -52,20 +54,23 @@ impl<S: Read + Write> Bus<S> {
         Bus { stream, serial: 0, ended: Vec::new(), deadline: Instant::now() + PATIENCE }
     }
 
-    /// SASL's EXTERNAL: the kernel vouches for the user id.
+    /// SASL's EXTERNAL: the kernel vouches for the user id. All in one write: systemd does not look at a message that it has
+    /// received in one piece with a BEGIN of its own until something else arrives, and answers never.
     pub(super) fn authenticate(&mut self) -> Result<(), BusError> {
         let uid: String = rustix::process::geteuid().as_raw().to_string().bytes().map(|b| format!("{b:02x}")).collect();
-        self.send(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes())?;
-        let mut reply = Vec::new();
-        while !reply.ends_with(b"\r\n") && reply.len() < 512 {
-            let mut byte = [0];
-            self.receive(&mut byte)?;
-            reply.extend(byte);
+        self.send(format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").as_bytes())?;
+        // Signals may follow at once: not a byte more than the line.
+        let mut reply = vec![0; "OK \r\n".len() + GUID];
+        self.receive(reply.get_mut(..3).unwrap_or_default())?;
+        if reply.starts_with(b"OK ") {
+            self.receive(reply.get_mut(3..).unwrap_or_default())?;
         }
-        if !reply.starts_with(b"OK ") {
-            return Err(BusError::Authenticate { reply: String::from_utf8_lossy(&reply).trim().to_owned() });
+        match reply.starts_with(b"OK ") && reply.ends_with(b"\r\n") {
+            true => Ok(()),
+            false => Err(BusError::Authenticate {
+                reply: String::from_utf8_lossy(&reply).trim_matches(['\0', '\r', '\n']).to_owned(),
+            }),
         }
-        self.send(b"BEGIN\r\n")
     }
 
     /// On a bus one has to say hello, and ask for signals.

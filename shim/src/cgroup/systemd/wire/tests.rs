@@ -119,15 +119,12 @@ fn a_conversation_waits_for_its_own_reply_and_its_own_job() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let systemd = std::thread::spawn(move || {
         let mut auth = Vec::new();
-        while !auth.ends_with(b"\r\n") {
+        while !auth.ends_with(b"BEGIN\r\n") {
             let mut byte = [0];
             theirs.read_exact(&mut byte).unwrap();
             auth.extend(byte);
         }
         theirs.write_all(b"OK 0123456789abcdef0123456789abcdef\r\n").unwrap();
-        let mut begin = [0; 7];
-        theirs.read_exact(&mut begin).unwrap();
-        assert_eq!(&begin, b"BEGIN\r\n");
         let mut start = [0; 16];
         theirs.read_exact(&mut start).unwrap();
         let mut rest = vec![0; total_length(&start).unwrap() - 16];
@@ -148,6 +145,6 @@ fn a_conversation_waits_for_its_own_reply_and_its_own_job() {
     assert!(matches!(error, BusError::Job { ref result } if result == "timeout"), "{error}");
     let auth = systemd.join().unwrap();
     let uid: String = rustix::process::geteuid().as_raw().to_string().bytes().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(auth, format!("\0AUTH EXTERNAL {uid}\r\n").into_bytes());
+    assert_eq!(auth, format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").into_bytes());
     assert!(matches!(bus.call(MANAGER, "Reload", &[]), Err(BusError::Talk { .. })), "systemd is gone");
 }
