@@ -28,6 +28,10 @@ pub enum CliError {
     #[error(
         "connect to `{path}`: no daemon serves there; start one with `keelson serve`, or name its socket with --socket"
     )]
+    NoDaemon { path: PathBuf, source: io::Error },
+    #[error("connect to `{path}`: only root and its group may; run it with sudo")]
+    NotAllowed { path: PathBuf, source: io::Error },
+    #[error("connect to `{path}`")]
     Connect { path: PathBuf, source: tonic::transport::Error },
     #[error("{rpc}: {message} ({code:?})")]
     Rpc { rpc: &'static str, message: String, code: tonic::Code },
