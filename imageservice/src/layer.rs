@@ -251,9 +251,25 @@ impl Layers {
             }
             None => None,
         };
-        let request = unpack::Request { descriptor, diff_id, limits: &self.0.limits, job, root: &temp.fs, aside: &temp.aside, blob };
+        let request = unpack::Request {
+            descriptor,
+            diff_id,
+            limits: &self.0.limits,
+            job,
+            root: &temp.fs,
+            aside: &temp.aside,
+            blob,
+        };
         let Unpacked { usage, implied, root, opaque_root, blob } = unpack::run(request, reader)?;
-        let record = LayerRecord { version: VERSION, diff_id: *diff_id, blob: descriptor.digest, usage, implied, root, opaque_root };
+        let record = LayerRecord {
+            version: VERSION,
+            diff_id: *diff_id,
+            blob: descriptor.digest,
+            usage,
+            implied,
+            root,
+            opaque_root,
+        };
         let bytes = serde_json::to_vec(&record)
             .map_err(|source| UnpackError::io("encode record of", "layer.json", source.into()))?;
         disk::replace_file(&temp.dir, &temp.dir, "layer.json", (&bytes, Durability::Cached))
@@ -352,7 +368,8 @@ impl Temp {
             let aside = disk::ensure_dir(&dir, "aside", Mode::RWXU)?;
             Ok((dir, fs, aside))
         })();
-        let (dir, fs, aside) = made.map_err(|source| UnpackError::io("make folder", &format!("layers/tmp/{name}"), source))?;
+        let (dir, fs, aside) =
+            made.map_err(|source| UnpackError::io("make folder", &format!("layers/tmp/{name}"), source))?;
         Ok(Self { inner, name: Some(name), dir, fs, aside })
     }
 

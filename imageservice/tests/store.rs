@@ -104,7 +104,9 @@ fn privileged_an_image_is_found_by_every_name_it_has() {
         for name in [A, "a:1", &id.to_string(), &id.hex(), &id.hex()[..12], &format!("sha256:{}", &id.hex()[..5])] {
             assert_eq!(service.find(name).map(|image| image.id), Some(id), "{name}");
         }
-        for name in ["a:2", "b", &id.hex()[..11], "", "sha256:", "/", "..", &digest(b"other").to_string(), &"f".repeat(65)] {
+        for name in
+            ["a:2", "b", &id.hex()[..11], "", "sha256:", "/", "..", &digest(b"other").to_string(), &"f".repeat(65)]
+        {
             assert_eq!(service.find(name), None, "{name}");
         }
         assert_eq!(service.list(), [service.find(A).unwrap()]);
@@ -120,7 +122,8 @@ fn privileged_an_ambiguous_prefix_finds_nothing() {
     }
     let images = store.get().list();
     let first = |image: &Arc<Image>| image.id.hex()[..1].to_owned();
-    let twice = images.iter().find(|image| images.iter().filter(|other| first(other) == first(image)).count() > 1).unwrap();
+    let twice =
+        images.iter().find(|image| images.iter().filter(|other| first(other) == first(image)).count() > 1).unwrap();
     assert_eq!(store.get().find(&format!("sha256:{}", first(twice))), None);
 }
 
@@ -217,7 +220,10 @@ fn privileged_snapshots_conform() {
     assert_eq!(made.lower, [fs(&base), fs(&top)]);
     assert!(made.lower.iter().chain([&made.upper, &made.work]).all(|path| path.is_dir()));
     assert_eq!(std::fs::metadata(&made.upper).unwrap().mode() & 0o7777, 0o755);
-    assert_eq!(std::fs::read_link(made.upper.with_file_name("image")).unwrap().file_name(), Some(format!("{}.json", image.id.hex()).as_ref()));
+    assert_eq!(
+        std::fs::read_link(made.upper.with_file_name("image")).unwrap().file_name(),
+        Some(format!("{}.json", image.id.hex()).as_ref())
+    );
     // Again: the same, with what was written in it.
     std::fs::write(made.upper.join("written"), b"w").unwrap();
     assert_eq!(service.prepare(&key("c1"), &image.id).unwrap(), made);
@@ -326,7 +332,9 @@ fn privileged_leftovers_of_a_crash_are_swept_at_open() {
     let blob = digest(b"orphan blob");
     store.get().content().put(&blob, b"orphan blob").unwrap();
     let root = store.root();
-    for dir in ["layers/tmp/half/fs/deep/er", "layers/not-a-digest", "snapshots/half/upper", "snapshots/.odd", "trash/old/x"] {
+    for dir in
+        ["layers/tmp/half/fs/deep/er", "layers/not-a-digest", "snapshots/half/upper", "snapshots/.odd", "trash/old/x"]
+    {
         std::fs::create_dir_all(root.join(dir)).unwrap();
     }
     std::fs::write(root.join("content/tmp/blob"), b"x").unwrap();
@@ -529,7 +537,9 @@ fn privileged_a_kill_at_any_moment_loses_no_image_and_leaves_no_half() {
 
 /// An overlay of the snapshot, mounted where only this thread's fd leads.
 fn overlay(snapshot: &Snapshot) -> std::os::fd::OwnedFd {
-    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    };
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
     for lower in &snapshot.lower {
         fsconfig_set_string(&fs, "lowerdir+", lower).unwrap();
@@ -575,8 +585,10 @@ fn privileged_overlayfs_shows_what_the_layers_say() {
     let mount = overlay(&made);
     let at = |path: &str| PathBuf::from(format!("/proc/self/fd/{}/{path}", std::os::fd::AsRawFd::as_raw_fd(&mount)));
     let list = |path: &str| {
-        let mut names: Vec<_> =
-            std::fs::read_dir(at(path)).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = std::fs::read_dir(at(path))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     };

@@ -119,7 +119,14 @@ fn privileged_a_layer_is_what_its_entries_say() {
         })
         .entry(&Entry { flag: b'2', name: b"link", link: b"/var/mail", owner: (5, 6), mtime: 99, ..Entry::default() })
         .entry(&Entry { flag: b'3', name: b"dev/null", device: (1, 3), mode: 0o666, ..Entry::default() })
-        .entry(&Entry { flag: b'4', name: b"dev/disk", device: (259, 300), mode: 0o660, owner: (0, 6), ..Entry::default() })
+        .entry(&Entry {
+            flag: b'4',
+            name: b"dev/disk",
+            device: (259, 300),
+            mode: 0o660,
+            owner: (0, 6),
+            ..Entry::default()
+        })
         .entry(&Entry { flag: b'6', name: b"fifo", mode: 0o622, ..Entry::default() })
         .hard_link("again", "/var/mail/user")
         .entry(&Entry { name: "\u{e9}\u{ff}".as_bytes(), data: b"x", ..Entry::default() })
@@ -451,7 +458,9 @@ fn privileged_sparse_files_of_every_dialect_are_the_same_file() {
 
 #[test]
 fn privileged_sparse_maps_that_lie_are_refused() {
-    for (size, map) in [("10", "0,20"), ("100", "50,10,0,10"), ("100", "0,5"), ("9223372036854775808", "0,20"), ("", "0,20")] {
+    for (size, map) in
+        [("10", "0,20"), ("100", "50,10,0,10"), ("100", "0,5"), ("9223372036854775808", "0,20"), ("", "0,20")]
+    {
         let pax = vec![("GNU.sparse.size", size.as_bytes().to_vec()), ("GNU.sparse.map", map.as_bytes().to_vec())];
         let tar = Tar::new().entry(&Entry { name: b"x", data: &[1; 20], pax, ..Entry::default() }).end();
         let store = Store::new();
@@ -725,7 +734,8 @@ fn privileged_the_same_layer_from_two_blobs_at_once_is_one_layer() {
 #[test]
 fn privileged_recorded_usage_is_what_the_disk_says() {
     let store = Store::new();
-    let tar = Tar::new().dir("d").file("d/a", &[1; 5000]).file("d/b", b"").symlink("l", "x").hard_link("h", "d/a").end();
+    let tar =
+        Tar::new().dir("d").file("d/a", &[1; 5000]).file("d/b", b"").symlink("l", "x").hard_link("h", "d/a").end();
     let layer = store.unpack(&tar).unwrap();
     let usage = store.service.usage();
     let mut blocks = 0;
@@ -787,7 +797,8 @@ mod random {
                 Op::Symlink(path, target) => tar.symlink(path, target),
                 Op::HardLink(path, target) => tar.hard_link(path, target),
                 Op::Whiteout(path) => {
-                    let (above, name) = path.rsplit_once('/').map_or(("", path.as_str()), |(above, name)| (above, name));
+                    let (above, name) =
+                        path.rsplit_once('/').map_or(("", path.as_str()), |(above, name)| (above, name));
                     tar.file(&format!("{above}/.wh.{name}"), b"")
                 }
                 Op::Opaque(path) => tar.file(&format!("{path}/.wh..wh..opq"), b""),
@@ -800,7 +811,10 @@ mod random {
         let mut found = BTreeMap::new();
         let mut todo = vec![String::new()];
         while let Some(above) = todo.pop() {
-            let mut names: Vec<_> = std::fs::read_dir(layer.at(&above)).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            let mut names: Vec<_> = std::fs::read_dir(layer.at(&above))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
             names.sort();
             for name in names {
                 let path = if above.is_empty() { name } else { format!("{above}/{name}") };

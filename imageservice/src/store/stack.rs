@@ -157,7 +157,8 @@ impl Plan<'_> {
             Some(fs) => fs,
             none => none.insert(self.layers.fs_dir(&layer.record.diff_id)?),
         };
-        let mut current = rustix::fs::openat(&*fs, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut current =
+            rustix::fs::openat(&*fs, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let mut last = false;
         for name in path.split('/') {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -163,9 +163,10 @@ impl<'a, R: BufRead> Archive<'a, R> {
             gid: self.id(pax.gid, &old.gid)?,
             mtime: match pax.mtime {
                 Some(mtime) => mtime,
-                None => {
-                    Timespec { tv_sec: number(&old.mtime).ok_or_else(|| self.bad("a bad modification time"))?, tv_nsec: 0 }
-                }
+                None => Timespec {
+                    tv_sec: number(&old.mtime).ok_or_else(|| self.bad("a bad modification time"))?,
+                    tv_nsec: 0,
+                },
             },
             device,
             xattrs: pax.xattrs,

@@ -84,7 +84,8 @@ fn place<R: BufRead>(
         }
         tree.describe_root(attributes);
         let root = tree.directory(b"")?;
-        return xattrs(entry, limits).try_for_each(|xattr| xattr.and_then(|(name, value)| tree.set_xattr(&root, name, value)));
+        return xattrs(entry, limits)
+            .try_for_each(|xattr| xattr.and_then(|(name, value)| tree.set_xattr(&root, name, value)));
     }
     let (above, name) = split(path);
     let mark = marked(above, name).map_err(|reason| refused(&entry.path, reason))?;
@@ -113,7 +114,9 @@ fn place<R: BufRead>(
             }
             Kind::File => file(archive, tree, entry, (&parent, name), limits),
             Kind::HardLink => hard_link(tree, entry, (&parent, name), limits),
-            Kind::SymbolicLink | Kind::Character | Kind::Block | Kind::Fifo => node(tree, entry, (&parent, name), limits),
+            Kind::SymbolicLink | Kind::Character | Kind::Block | Kind::Fifo => {
+                node(tree, entry, (&parent, name), limits)
+            }
         },
     }
 }

@@ -32,8 +32,7 @@ const LINK_STEPS: u64 = 4_000_000;
 /// Mode of a directory until it gets its own.
 const MODE: u32 = 0o755;
 
-const RESOLVE: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// A directory of the layer: an `O_PATH` fd, and where it really is.
 #[derive(Debug)]
@@ -375,9 +374,10 @@ pub(super) fn times(mtime: Timespec) -> Timestamps {
 pub(super) fn set_xattr_result(set: Result<(), Errno>, path: &[u8]) -> Result<(), UnpackError> {
     match set {
         Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
-        Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => {
-            Err(UnpackError::Refused { path: shown(path), reason: "its extended attributes do not fit on the filesystem" })
-        }
+        Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => Err(UnpackError::Refused {
+            path: shown(path),
+            reason: "its extended attributes do not fit on the filesystem",
+        }),
         Err(errno) => Err(UnpackError::io("set extended attribute of", &shown(path), errno.into())),
     }
 }

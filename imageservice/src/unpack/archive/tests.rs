@@ -60,7 +60,10 @@ fn an_entry_carries_what_its_header_says() {
     builder.append_data(&mut header(tar::EntryType::Regular, "x", 1), &long, b"d".as_slice()).unwrap();
     let entries = entries(&builder.into_inner().unwrap()).unwrap();
     let (first, data) = &entries[0];
-    assert_eq!((first.kind, first.path.as_slice(), data.as_slice()), (Kind::File, b"a/b".as_slice(), b"abc".as_slice()));
+    assert_eq!(
+        (first.kind, first.path.as_slice(), data.as_slice()),
+        (Kind::File, b"a/b".as_slice(), b"abc".as_slice())
+    );
     assert_eq!((first.mode, first.uid, first.gid, first.mtime.tv_sec), (0o4755, 7, 8, 9));
     assert_eq!(entries[1].0.path, long.as_bytes());
 }
