@@ -138,16 +138,19 @@ impl Node {
 
     /// SIGTERM and wait: must end with 0 and touch no container.
     pub fn stop(&mut self) -> Result<()> {
-        let mut child = self.daemon.take().context("no daemon runs")?;
-        let pid = rustix::process::Pid::from_child(&child);
+        let child = self.daemon.as_mut().context("no daemon runs")?;
+        let pid = rustix::process::Pid::from_child(child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         let begun = Instant::now();
         loop {
             if let Some(status) = child.try_wait()? {
+                self.daemon = None;
                 ensure!(status.success(), "the daemon ended with {status}: {}", self.log_tail());
                 return Ok(());
             }
-            ensure!(begun.elapsed() < DEADLINE, "the daemon does not stop: {}", self.log_tail());
+            if begun.elapsed() > DEADLINE {
+                bail!("the daemon does not stop: {}", self.log_tail());
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -223,7 +226,11 @@ impl Drop for Node {
         if std::thread::panicking() {
             eprintln!("--- daemon log ---\n{}\n---", self.log_tail());
         }
-        if let Some(mut child) = self.daemon.take() {
+        // In peace first: a daemon that ends by itself takes its bridge with it.
+        if self.daemon.is_some()
+            && self.stop().is_err()
+            && let Some(mut child) = self.daemon.take()
+        {
             let _ = child.kill();
             let _ = child.wait();
         }
