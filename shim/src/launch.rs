@@ -14,6 +14,8 @@ mod lsm;
 mod mounts;
 mod namespaces;
 mod options;
+mod place;
+mod plan;
 mod process;
 mod rootfs;
 mod schedule;

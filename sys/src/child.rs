@@ -4,6 +4,7 @@
 //! Owns the descriptors inside the operations, in the parent; the child's copies are all close-on-exec.
 //! Must never allocate, lock, log or panic in the child.
 
+mod describe;
 mod mount;
 mod op;
 mod resolve;

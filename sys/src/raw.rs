@@ -291,6 +291,12 @@ pub(crate) fn attach_mount(mount: i32, place: i32) -> io::Result<()> {
     call!(libc::SYS_move_mount, mount, c"".as_ptr(), place, c"".as_ptr(), BOTH_EMPTY).map(drop)
 }
 
+/// move_mount(2) to a name in a folder; a link of that name is not followed.
+pub(crate) fn attach_mount_in(mount: i32, folder: i32, name: &CStr) -> io::Result<()> {
+    const FROM_EMPTY: u32 = 0x04;
+    call!(libc::SYS_move_mount, mount, c"".as_ptr(), folder, name.as_ptr(), FROM_EMPTY).map(drop)
+}
+
 /// move_mount(2) to a path.
 pub(crate) fn attach_mount_at(mount: i32, path: &CStr) -> io::Result<()> {
     const FROM_EMPTY: u32 = 0x04;

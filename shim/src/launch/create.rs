@@ -3,24 +3,19 @@
 //! Owns the cgroup and the child while they are being made: a failure kills, reaps and removes them.
 //! Must never return an error and leave a process, a mount or a cgroup.
 
-use std::collections::VecDeque;
-use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 
-use keelson_sys::child::{self, Attributes, Channel, Child, CloneOptions, Message, Op, Propagation, Shared};
+use keelson_sys::child::{self, Channel, Child, CloneOptions, Message, Op};
 use keelson_sys::namespace::NamespaceKinds;
-use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::hooks::{self, ContainerState, Point};
-use super::mounts::Mounts;
 use super::namespaces::ForChildren;
-use super::process::{self, Filter, Wanted};
-use super::{CreateRequest, Gate, LaunchError, Namespaces, c_string, devices, idmap, lsm, options, rootfs, sysctl};
-use crate::cgroup::{self, Location};
-use crate::spec::{Linux, NamespaceKind, Process, Resources, Spec};
+use super::place::Cgroup;
+use super::plan::{self, Errand, Plan, Subject};
+use super::{ChildStdio, CreateRequest, Gate, LaunchError, Namespaces, idmap, lsm};
+use crate::cgroup;
+use crate::spec::{Linux, NamespaceKind, Process};
 
 /// A container whose init waits just before exec. With [`Gate::Creator`], dropping it before [`Created::start`] ends the init.
 pub struct Created {
@@ -40,38 +35,24 @@ struct PendingStart {
     hooks: Option<(Vec<crate::spec::Hook>, ContainerState)>,
 }
 
-/// What the parent does while the child waits at a Sync.
-enum Errand {
-    MapUsers,
-    Scope,
-    Hooks,
-}
-
 /// Makes the container; its init waits just before exec.
-pub fn create(request: CreateRequest<'_>) -> Result<Created, LaunchError> {
+pub fn create(mut request: CreateRequest<'_>) -> Result<Created, LaunchError> {
     let default_linux = Linux::default();
     let linux = request.spec.linux.as_ref().unwrap_or(&default_linux);
     refuse_unsupported(linux)?;
     let namespaces = Namespaces::open(linux)?;
     let cgroup = Cgroup::make(&request, linux)?;
-    match assemble(request, linux, &namespaces, &cgroup) {
-        Ok(created) => Ok(created),
-        Err(error) => {
-            cgroup.discard();
-            Err(error)
-        }
-    }
+    let streams = (
+        std::mem::replace(&mut request.stdio, ChildStdio::Terminal),
+        std::mem::replace(&mut request.gate, Gate::Creator),
+    );
+    let launched = launch(&request, streams, linux, &namespaces, &cgroup);
+    launched.inspect_err(|_| cgroup.discard())
 }
 
-fn refuse_unsupported(linux: &Linux) -> Result<(), LaunchError> {
-    if linux.intel_rdt.is_some() {
-        return Err(LaunchError::unsupported("use linux.intelRdt", "", "not offered"));
-    }
-    lsm::check_mount_label(&linux.mount_label)
-}
-
-fn assemble(
-    mut request: CreateRequest<'_>,
+fn launch(
+    request: &CreateRequest<'_>,
+    streams: (ChildStdio, Gate),
     linux: &Linux,
     namespaces: &Namespaces,
     cgroup: &Cgroup,
@@ -82,85 +63,17 @@ fn assemble(
         None if request.builtin_init => &default_process,
         None => return Err(LaunchError::invalid("read spec", "process", "it is missing")),
     };
-    let stdio = std::mem::replace(&mut request.stdio, super::ChildStdio::Terminal);
-    let gate = std::mem::replace(&mut request.gate, Gate::Creator);
-    let hooks = request.spec.hooks.as_ref().filter(|hooks| hooks::any_before_start(hooks));
-    let mut errands = VecDeque::new();
-    let mut ops = vec![Op::Undumpable];
-    let handle = cgroup.handle();
-    let join =
-        handle.map(cgroup::Handle::join_fds).transpose().map_err(|error| cgroup_failed("open cgroup", &error))?;
-    let (unified, tasks) = join.map_or((None, Vec::new()), |join| (join.unified, join.tasks));
-    ops.extend(tasks.into_iter().map(|fd| Op::JoinTasks(Rc::new(fd))));
-    if namespaces.makes(NamespaceKind::User) {
-        errands.push_back(Errand::MapUsers);
-        ops.push(Op::Sync);
+    let subject = Subject { request, linux, process, namespaces };
+    let plan = plan::build(&subject, streams, cgroup.handle())?;
+    let (child, channel) = clone(&plan.ops, namespaces, linux, plan.unified.as_ref())?;
+    Launched { subject, plan }.await_gate((child, channel), cgroup)
+}
+
+fn refuse_unsupported(linux: &Linux) -> Result<(), LaunchError> {
+    if linux.intel_rdt.is_some() {
+        return Err(LaunchError::unsupported("use linux.intelRdt", "", "not offered"));
     }
-    if handle.is_none() {
-        errands.push_back(Errand::Scope);
-        ops.push(Op::Sync);
-    }
-    enter_namespaces(&mut ops, namespaces);
-    ops.push(Op::Session);
-    let proc = (!linux.sysctl.is_empty() || lsm::needs_proc(process)).then(private_proc).transpose()?;
-    let terminal = matches!(stdio, super::ChildStdio::Terminal);
-    let wanted = Wanted {
-        process,
-        env: request.env,
-        seccomp: filter(&request, linux)?,
-        program: request.builtin_init.then(init_program).transpose()?,
-        create_cwd: true,
-        keep_groups: false,
-        proc: proc.as_ref(),
-        console: terminal && namespaces.makes(NamespaceKind::Mount),
-    };
-    let own_mounts = namespaces.makes(NamespaceKind::Mount);
-    if own_mounts {
-        build_root(&mut ops, &request, linux, namespaces, handle)?;
-    } else if namespaces.joins(NamespaceKind::Mount).is_none() {
-        let hint = "a container needs a mount namespace of its own";
-        return Err(LaunchError::invalid("read namespaces", "mount", hint));
-    }
-    name_host(&mut ops, request.spec, namespaces)?;
-    if let Some(proc) = &proc {
-        ops.extend(sysctl::operations(&linux.sysctl, namespaces, proc)?);
-    }
-    // Terminal first: its console lies under a root that may become read-only, and its devpts is still at hand.
-    process::prepare(&mut ops, stdio, &wanted)?;
-    if own_mounts {
-        hide_paths(&mut ops, linux)?;
-        if hooks.is_some() {
-            errands.push_back(Errand::Hooks);
-            ops.push(Op::Sync);
-        }
-        ops.push(Op::EnterRoot { pivot: !request.no_pivot });
-        finish_root(&mut ops, request.spec, linux);
-    }
-    if let Some(personality) = &linux.personality {
-        ops.push(Op::Personality(match personality.domain.as_str() {
-            "LINUX" => 0,
-            "LINUX32" => 8,
-            other => return Err(LaunchError::invalid("set personality", other, "not LINUX or LINUX32")),
-        }));
-    }
-    process::settle(&mut ops, &wanted)?;
-    let listener = match gate {
-        Gate::Creator => None,
-        Gate::Listener(listener) => Some(Rc::new(listener)),
-    };
-    // While it waits the init holds nothing of this process's.
-    ops.push(Op::CloseAllBut(wanted.program.iter().chain(&listener).cloned().collect()));
-    let at_gate = ops.len();
-    process::finish(&mut ops, wanted, keelson_sys::process::ignored_signals())?;
-    let ours = listener.is_none();
-    let gate_op = match listener {
-        None => Op::Gate,
-        Some(listener) => Op::GateListener { listener, words: words(&ops, at_gate) },
-    };
-    ops.insert(at_gate, gate_op);
-    let child = clone(&ops, namespaces, linux, unified.as_ref())?;
-    let launched = Launched { request: &request, linux, process, ops, at_gate: at_gate + 1, errands, ours };
-    launched.await_gate(child, cgroup)
+    lsm::check_mount_label(&linux.mount_label)
 }
 
 /// Clones the init with all its new namespaces; those that cannot be had by flags are joined or made around it.
@@ -199,180 +112,21 @@ fn clone(
     Ok((child, channel))
 }
 
-fn enter_namespaces(ops: &mut Vec<Op>, namespaces: &Namespaces) {
-    for (kind, fd) in &namespaces.joined {
-        // Both are entered by the clone itself.
-        if !matches!(kind, NamespaceKind::User | NamespaceKind::Pid) {
-            let (kinds, what) = (super::namespaces::kinds(*kind), super::namespaces::name(*kind));
-            ops.push(Op::SetNamespaces { fd: fd.clone(), kinds, what });
-        }
-    }
-    if namespaces.makes(NamespaceKind::User) || namespaces.joins(NamespaceKind::User).is_some() {
-        ops.push(Op::BecomeRoot);
-    }
-    if namespaces.makes(NamespaceKind::Cgroup) {
-        ops.push(Op::Unshare(NamespaceKinds::CGROUP));
-    }
-}
-
-fn build_root(
-    ops: &mut Vec<Op>,
-    request: &CreateRequest<'_>,
-    linux: &Linux,
-    namespaces: &Namespaces,
-    handle: Option<&cgroup::Handle>,
-) -> Result<(), LaunchError> {
-    ops.push(Op::Propagation(Propagation::Private));
-    let in_user_namespace = namespaces.separates(NamespaceKind::User);
-    let mappings = (linux.uid_mappings.as_slice(), linux.gid_mappings.as_slice());
-    let root = match (request.overlay, &request.spec.root) {
-        (Some(overlay), _) => {
-            let shift = overlay.idmapped && in_user_namespace;
-            let namespace = shift.then(|| idmap::namespace(mappings.0, mappings.1)).transpose()?;
-            let root = (idmap::outside(mappings.0, 0), idmap::outside(mappings.1, 0));
-            let shift = namespace.as_ref().map(|namespace| rootfs::Shift { namespace, root });
-            rootfs::overlay(overlay, shift.as_ref(), request.bundle)?
-        }
-        (None, Some(root)) => rootfs::Root::Tree(rootfs::bind(&request.bundle.join(&root.path))?),
-        (None, None) => return Err(LaunchError::invalid("read spec", "root", "it is missing")),
-    };
-    ops.push(match root {
-        rootfs::Root::Tree(tree) => Op::AttachRoot { tree, over: place_of_root(request)? },
-        rootfs::Root::Legacy(op) => op,
-    });
-    let mut mounts = Mounts::new(request.bundle, &linux.mount_label, mappings);
-    mounts.cgroup = handle;
-    if !request.volumes.is_empty() {
-        let paths =
-            request.volumes.iter().map(|path| c_string("create volume folder", path)).collect::<Result<_, _>>()?;
-        let writable = request.spec.root.as_ref().is_some_and(|root| root.readonly);
-        ops.push(Op::Folders { paths, writable });
-    }
-    ops.extend(mounts.operations(&request.spec.mounts)?);
-    let dev_is_bound = request.spec.mounts.iter().any(|mount| {
-        mount.destination.trim_end_matches('/') == "/dev" && matches!(mount.kind.as_str(), "" | "bind" | "none")
-    });
-    if !dev_is_bound && !request.builtin_init {
-        ops.extend(devices::operations(&linux.devices, in_user_namespace)?);
-    }
-    Ok(())
-}
-
-/// Over `/`, where nothing has to exist; but a createContainer hook looks for it where the spec says it is.
-fn place_of_root(request: &CreateRequest<'_>) -> Result<CString, LaunchError> {
-    let hooks = request.spec.hooks.as_ref().is_some_and(|hooks| !hooks.create_container.is_empty());
-    match &request.spec.root {
-        Some(root) if hooks => {
-            let path = request.bundle.join(&root.path);
-            c_string("attach root filesystem", &path.display().to_string())
-        }
-        _ => Ok(c"/".into()),
-    }
-}
-
-fn name_host(ops: &mut Vec<Op>, spec: &Spec, namespaces: &Namespaces) -> Result<(), LaunchError> {
-    for (step, name, op) in [
-        ("set hostname", &spec.hostname, Op::Hostname as fn(_) -> _),
-        ("set domain name", &spec.domainname, Op::Domainname as fn(_) -> _),
-    ] {
-        if name.is_empty() {
-            continue;
-        }
-        if !namespaces.separates(NamespaceKind::Uts) {
-            return Err(LaunchError::invalid(step, name, "the container shares the node's uts namespace"));
-        }
-        ops.push(op(c_string(step, name)?));
-    }
-    Ok(())
-}
-
-fn hide_paths(ops: &mut Vec<Op>, linux: &Linux) -> Result<(), LaunchError> {
-    let paths = |step: &'static str, paths: &[String]| {
-        paths.iter().map(|path| c_string(step, path)).collect::<Result<Vec<_>, LaunchError>>()
-    };
-    if !linux.readonly_paths.is_empty() {
-        ops.push(Op::ReadOnly(paths("make path read-only", &linux.readonly_paths)?));
-    }
-    if !linux.masked_paths.is_empty() {
-        ops.push(Op::Mask { null: devices::null()?, paths: paths("mask path", &linux.masked_paths)? });
-    }
-    Ok(())
-}
-
-fn finish_root(ops: &mut Vec<Op>, spec: &Spec, linux: &Linux) {
-    let readonly = spec.root.as_ref().is_some_and(|root| root.readonly);
-    let propagation = options::propagation(&linux.rootfs_propagation).map(|(propagation, _)| propagation);
-    let propagation = propagation.filter(|propagation| *propagation != Propagation::Private);
-    if readonly || propagation.is_some() {
-        let attributes = Attributes { set: if readonly { Attributes::RDONLY } else { 0 }, clear: 0 };
-        ops.push(Op::RootAttributes { attributes, propagation });
-    }
-}
-
-fn filter(request: &CreateRequest<'_>, linux: &Linux) -> Result<Option<Filter>, LaunchError> {
-    let profile = linux.seccomp.as_ref();
-    if let Some(program) = request.seccomp {
-        return Filter::new(program, profile).map(Some);
-    }
-    let Some(profile) = profile.filter(|_| !request.builtin_init) else {
-        return Ok(None);
-    };
-    let program = crate::seccomp::compile(profile)
-        .map_err(|error| LaunchError::invalid("load seccomp filter", "", super::chain(&error)))?;
-    if program.notifies() {
-        return Err(LaunchError::unsupported("load seccomp filter", "SCMP_ACT_NOTIFY", "not offered"));
-    }
-    Filter::new(program.as_bytes(), Some(profile)).map(Some)
-}
-
-fn init_program() -> Result<Shared, LaunchError> {
-    keelson_sys::init::program().map(Rc::new).map_err(|errno| LaunchError::system("create init program", "", errno))
-}
-
-/// A procfs of our own, that nobody can have mounted anything in; where that is not permitted (inside a container), the present one.
-fn private_proc() -> Result<Shared, LaunchError> {
-    let fresh = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).and_then(|context| {
-        fsconfig_create(context.as_fd())?;
-        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-    });
-    match fresh {
-        Err(Errno::PERM) => super::exec::host_proc(),
-        other => other.map(Rc::new).map_err(|errno| LaunchError::system("mount private procfs", "", errno)),
-    }
-}
-
-/// How the child shall call its failures after the gate to a starter that does not know this plan.
-fn words(ops: &[Op], at_gate: usize) -> Vec<Vec<u8>> {
-    ops.iter()
-        .skip(at_gate)
-        .map(|op| {
-            let (step, object) = op.describe(0);
-            [step.as_bytes(), b"\0", object.as_bytes()].concat()
-        })
-        .collect()
-}
-
+/// A cloned init and what is known of it.
 struct Launched<'a> {
-    request: &'a CreateRequest<'a>,
-    linux: &'a Linux,
-    process: &'a Process,
-    ops: Vec<Op>,
-    /// Index of the first operation after the gate.
-    at_gate: usize,
-    errands: VecDeque<Errand>,
-    /// Whether it is [`Created`] that lets the init go.
-    ours: bool,
+    subject: Subject<'a>,
+    plan: Plan,
 }
 
 impl Launched<'_> {
     fn await_gate(mut self, (child, channel): (Child, Channel), cgroup: &Cgroup) -> Result<Created, LaunchError> {
         match self.talk(&child, &channel, cgroup) {
             Ok((terminal, handle)) => {
-                let hooks = self.request.spec.hooks.as_ref().filter(|hooks| !hooks.start_container.is_empty());
+                let hooks = self.subject.request.spec.hooks.as_ref().filter(|hooks| !hooks.start_container.is_empty());
                 let hooks = hooks.map(|hooks| (hooks.start_container.clone(), self.state("created", child.pid)));
-                let first = u32::try_from(self.at_gate).unwrap_or(u32::MAX);
-                let ops = self.ops.split_off(self.at_gate);
-                let start = self.ours.then_some(PendingStart { channel, ops, first, hooks });
+                let first = u32::try_from(self.plan.after_gate).unwrap_or(u32::MAX);
+                let ops = self.plan.ops.split_off(self.plan.after_gate);
+                let start = self.plan.ours.then_some(PendingStart { channel, ops, first, hooks });
                 Ok(Created { pid: child.pid, pidfd: child.pidfd, cgroup: handle, terminal, start })
             }
             Err(error) => {
@@ -389,7 +143,7 @@ impl Launched<'_> {
         channel: &Channel,
         cgroup: &Cgroup,
     ) -> Result<(Option<OwnedFd>, cgroup::Handle), LaunchError> {
-        set_oom_score(child.pid, self.process, self.request.clamp_oom_score)?;
+        set_oom_score(child.pid, self.subject.process, self.subject.request.clamp_oom_score)?;
         let mut terminal = None;
         let mut handle = cgroup.handle().cloned();
         loop {
@@ -399,18 +153,22 @@ impl Launched<'_> {
                     return Ok((terminal, handle));
                 }
                 Ok(Message::Sync) => {
-                    match self.errands.pop_front() {
+                    match self.plan.errands.pop_front() {
                         Some(Errand::MapUsers) => {
-                            idmap::write_maps(child.pid, &self.linux.uid_mappings, &self.linux.gid_mappings)?;
+                            idmap::write_maps(
+                                child.pid,
+                                &self.subject.linux.uid_mappings,
+                                &self.subject.linux.gid_mappings,
+                            )?;
                         }
-                        Some(Errand::Scope) => handle = Some(cgroup.make_scope(child.pid, self.linux)?),
+                        Some(Errand::Scope) => handle = Some(cgroup.make_scope(child.pid, self.subject.linux)?),
                         Some(Errand::Hooks) => self.run_hooks(child)?,
                         None => return Err(LaunchError::system("start container process", "", Errno::PROTO)),
                     }
                     channel.go_on().map_err(|errno| LaunchError::system("start container process", "", errno))?;
                 }
                 Ok(Message::Terminal(master)) => terminal = Some(master),
-                Ok(Message::Failed(report, _)) => return Err(LaunchError::reported(&self.ops, report)),
+                Ok(Message::Failed(report, _)) => return Err(LaunchError::reported(&self.plan.ops, report)),
                 Ok(Message::End) => {
                     let hint = "it died before it was ready; out of memory or pids in its cgroup?";
                     return Err(LaunchError::system("start container process", "", Errno::CHILD).with_hint(hint));
@@ -421,7 +179,7 @@ impl Launched<'_> {
     }
 
     fn run_hooks(&self, child: &Child) -> Result<(), LaunchError> {
-        let Some(wanted) = &self.request.spec.hooks else {
+        let Some(wanted) = &self.subject.request.spec.hooks else {
             return Ok(());
         };
         let state = self.state("creating", child.pid);
@@ -431,7 +189,13 @@ impl Launched<'_> {
     }
 
     fn state(&self, status: &str, pid: i32) -> ContainerState {
-        ContainerState::new(self.request.id, status, pid, self.request.bundle, &self.request.spec.annotations)
+        ContainerState::new(
+            self.subject.request.id,
+            status,
+            pid,
+            self.subject.request.bundle,
+            &self.subject.request.spec.annotations,
+        )
     }
 }
 
@@ -482,73 +246,4 @@ pub fn start_through(stream: OwnedFd) -> Result<(), LaunchError> {
         Message::Failed(report, words) => Err(LaunchError::told(report, &words)),
         Message::Sync | Message::Ready | Message::Terminal(_) => Err(failed(Errno::PROTO)),
     }
-}
-
-/// The container's cgroup while the container is being made.
-enum Cgroup {
-    Ready(cgroup::Handle),
-    /// Systemd makes it around the process.
-    Later(String),
-}
-
-impl Cgroup {
-    fn make(request: &CreateRequest<'_>, linux: &Linux) -> Result<Cgroup, LaunchError> {
-        let path = if linux.cgroups_path.is_empty() {
-            cgroup::default_path(request.id, request.systemd_cgroup)
-        } else {
-            linux.cgroups_path.clone()
-        };
-        if request.systemd_cgroup {
-            return Ok(Cgroup::Later(path));
-        }
-        let none = Resources::default();
-        let made = Location::parse(&path, false)
-            .and_then(|location| cgroup::Handle::create(&location, linux.resources.as_ref().unwrap_or(&none)));
-        made.map(Cgroup::Ready).map_err(|error| cgroup_failed("create cgroup", &error))
-    }
-
-    fn handle(&self) -> Option<&cgroup::Handle> {
-        match self {
-            Cgroup::Ready(handle) => Some(handle),
-            Cgroup::Later(_) => None,
-        }
-    }
-
-    fn make_scope(&self, pid: i32, linux: &Linux) -> Result<cgroup::Handle, LaunchError> {
-        let Cgroup::Later(path) = self else {
-            return Err(LaunchError::invalid("create cgroup", "", "it exists already"));
-        };
-        let none = Resources::default();
-        let resources = linux.resources.as_ref().unwrap_or(&none);
-        Location::parse(path, true)
-            .and_then(|location| cgroup::Handle::create_scope(&location, pid, resources))
-            .map_err(|error| cgroup_failed("create cgroup", &error))
-    }
-
-    /// Empty by now; a failure to remove it must not hide why the launch failed.
-    fn discard(&self) {
-        if let Cgroup::Ready(handle) = self {
-            let _ = handle.kill();
-            let _ = handle.remove();
-        }
-    }
-}
-
-pub(super) fn cgroup_failed(step: &'static str, error: &cgroup::CgroupError) -> LaunchError {
-    LaunchError::invalid(step, "", super::chain(error))
-}
-
-/// The present `/proc`, made sure of.
-pub(super) fn open_host_proc() -> Result<OwnedFd, LaunchError> {
-    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-    const PROC_ROOT_INODE: u64 = 1;
-    let failed = |errno| LaunchError::system("open procfs", "/proc", errno);
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let proc = rustix::fs::openat(CWD, "/proc", flags, Mode::empty()).map_err(failed)?;
-    let filesystem = rustix::fs::fstatfs(&proc).map_err(failed)?;
-    let inode = rustix::fs::fstat(&proc).map_err(failed)?.st_ino;
-    if u64::try_from(filesystem.f_type).ok() != Some(PROC_SUPER_MAGIC) || inode != PROC_ROOT_INODE {
-        return Err(LaunchError::invalid("open procfs", "/proc", "it is not one"));
-    }
-    Ok(proc)
 }

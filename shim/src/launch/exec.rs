@@ -10,7 +10,8 @@ use keelson_sys::child::{self, Channel, Child, CloneOptions, Message, Op, Report
 use keelson_sys::namespace::{self, NamespaceKinds};
 use rustix::io::Errno;
 
-use super::create::{cgroup_failed, open_host_proc};
+use super::place::cgroup_failed;
+use super::plan::open_host_proc;
 use super::process::{self, Filter, Wanted};
 use super::{ChildStdio, Created, LaunchError, c_string, capability, lsm, namespaces};
 use crate::cgroup::{self, Leaf};
@@ -108,7 +109,7 @@ impl ExecTarget {
             init: Rc::new(init),
             cgroup: cgroup.clone(),
             tasks: tasks.into_iter().map(Rc::new).collect(),
-            proc: host_proc()?,
+            proc: Rc::new(open_host_proc()?),
             kinds,
             borrow: !has(NamespaceKind::Time) && (user || !traces),
             ignored: keelson_sys::process::ignored_signals(),
@@ -165,7 +166,6 @@ fn run(request: ExecRequest<'_>, leaf: &Leaf) -> Result<(Child, Option<OwnedFd>)
         seccomp: seccomp.map(|program| Filter::new(program, None)).transpose()?,
         program: None,
         create_cwd: false,
-        keep_groups: false,
         proc: lsm::needs_proc(process).then_some(&target.proc),
         console: false,
     };
@@ -238,10 +238,6 @@ pub fn start_time(pid: i32) -> Result<u64, LaunchError> {
     let fields = text.rsplit_once(')').map(|(_, fields)| fields.split_ascii_whitespace());
     let field = fields.and_then(|mut fields| fields.nth(22 - 3)).and_then(|field| field.parse().ok());
     field.ok_or_else(|| failed(Errno::PROTO))
-}
-
-pub(super) fn host_proc() -> Result<Shared, LaunchError> {
-    open_host_proc().map(Rc::new)
 }
 
 impl std::fmt::Debug for ExecTarget {

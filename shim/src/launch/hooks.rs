@@ -151,7 +151,6 @@ fn inside(
     let init = rustix::io::fcntl_dupfd_cloexec(init, 3).map_err(failed)?;
     let null = Rc::new(null);
     let kinds = NamespaceKinds::MOUNT | NamespaceKinds::NET | NamespaceKinds::IPC | NamespaceKinds::UTS;
-    let all = u64::MAX >> (63 - 40);
     let own = super::capability::own();
     let ops = [
         Op::SetNamespaces { fd: Rc::new(init), kinds, what: "of the container" },
@@ -159,7 +158,7 @@ fn inside(
         Op::Streams([Rc::new(stdin), null.clone(), null]),
         Op::CloseOnExec,
         Op::Signals { ignored: keelson_sys::process::ignored_signals() },
-        Op::Capabilities(Capabilities { effective: own & all, permitted: own & all, inheritable: 0, ambient: 0 }),
+        Op::Capabilities(Capabilities { effective: own, permitted: own, inheritable: 0, ambient: 0 }),
         Op::Exec(Exec {
             file: None,
             candidates: vec![c_string(step, &hook.path)?],

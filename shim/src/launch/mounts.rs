@@ -148,26 +148,20 @@ impl<'a> Mounts<'a> {
             attributes: Attributes { set: attributes.set & !Attributes::RDONLY, ..attributes },
             propagation: None,
         };
-        ops.push(self.place_plain(&mount.destination, folder, true)?);
-        let base = mount.destination.trim_end_matches('/');
-        let mut links = Vec::new();
+        let (mut trees, mut links) = (Vec::new(), Vec::new());
         for (name, path) in dirs {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let failed = |errno| LaunchError::system("open cgroup", path.display().to_string(), errno);
             let tree = open_tree(CWD, &path, flags).map_err(failed)?;
             mount::set_attributes(tree.as_fd(), attributes, Some(Propagation::Private), false).map_err(failed)?;
             for alias in name.split(',').filter(|_| name.contains(',')) {
-                links.push((c_string(STEP, &format!("{base}/{alias}"))?, c_string(STEP, &name)?));
+                links.push((c_string(STEP, alias)?, c_string(STEP, &name)?));
             }
-            ops.push(self.place(&format!("{base}/{name}"), MountSource::Tree(tree), Node::Folder, false)?);
+            trees.push((c_string(STEP, &name)?, tree));
         }
-        if !links.is_empty() {
-            ops.push(Op::Links(links));
-        }
-        if read_only {
-            let attributes = Attributes { set: Attributes::RDONLY, clear: 0 };
-            ops.push(Op::Remount { path: c_string(STEP, &mount.destination)?, attributes, recursive: false });
-        }
+        let target = c_string(STEP, trimmed(&mount.destination))?;
+        let folder = Box::new(Place { source: folder, target, node: Node::Folder, no_symlinks: true, on_proc: true });
+        ops.push(Op::Shelf { folder, trees, links, read_only });
         Ok(())
     }
 
@@ -184,7 +178,7 @@ impl<'a> Mounts<'a> {
 
 /// The container's cgroup in each hierarchy, by the name of the hierarchy's mount; empty on a v2 machine.
 fn hierarchy_dirs(handle: &cgroup::Handle) -> Result<Vec<(String, PathBuf)>, LaunchError> {
-    let mode = cgroup::detect().map_err(|error| super::create::cgroup_failed("find cgroups", &error))?.mode();
+    let mode = cgroup::detect().map_err(|error| super::place::cgroup_failed("find cgroups", &error))?.mode();
     if mode == cgroup::Mode::V2 {
         return Ok(Vec::new());
     }

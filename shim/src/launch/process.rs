@@ -24,8 +24,6 @@ pub(super) struct Wanted<'a> {
     /// Runs instead of `process.args`.
     pub(super) program: Option<Shared>,
     pub(super) create_cwd: bool,
-    /// setgroups(2) is denied in this user namespace.
-    pub(super) keep_groups: bool,
     /// A procfs for the labels of security modules.
     pub(super) proc: Option<&'a Shared>,
     pub(super) console: bool,
@@ -103,7 +101,7 @@ pub(super) fn settle(ops: &mut Vec<Op>, wanted: &Wanted<'_>) -> Result<(), Launc
     let early_filter = wanted.seccomp.is_some() && !process.no_new_privileges;
     ops.push(Op::Identity(Identity {
         bounding: granted.bounding,
-        groups: (!wanted.keep_groups).then(|| process.user.additional_gids.clone()),
+        groups: process.user.additional_gids.clone(),
         gid: process.user.gid,
         uid: process.user.uid,
         keep_effective: early_filter.then_some(own),

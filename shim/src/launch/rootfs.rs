@@ -89,6 +89,12 @@ impl Layers {
             rustix::fs::chownat(&upper, "", Some(uid), Some(gid), flags)
                 .map_err(|errno| LaunchError::system("own upper layer", overlay.upper.display().to_string(), errno))?;
         }
+        if overlay.volatile {
+            // Left by an earlier container on the same upper layer: the kernel's mark that it may be torn, which after a mere end
+            // of that container it is not, and after a power failure nobody reads it.
+            let _ = rustix::fs::unlinkat(&work, "work/incompat/volatile/dirty", AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&work, "work/incompat/volatile", AtFlags::REMOVEDIR);
+        }
         Ok(Layers { lower, upper, work, shifted: shift.is_some() })
     }
 }

@@ -36,7 +36,7 @@ fn privileged_a_clock_is_set_in_a_new_time_namespace() {
         linux: Some(Linux {
             namespaces: namespaces.map(|kind| Namespace { kind, path: String::new() }).to_vec(),
             time_offsets: BTreeMap::from([("boottime".to_owned(), TimeOffset { secs: 1_000_000, nanosecs: 0 })]),
-            cgroups_path: format!("/keelson-launch-test/alone-{}", std::process::id()),
+            cgroups_path: format!("/keelson-launch-alone-{}", std::process::id()),
             ..Linux::default()
         }),
         ..Spec::default()

@@ -91,6 +91,7 @@ fn privileged_an_overlay_is_the_root_and_keeps_its_layers() {
         assert!(root.contains(" / / "), "{root}");
         assert!(root.contains("metacopy=off") || !root.contains("metacopy=on"), "{root}");
         assert_eq!(root.contains("volatile"), volatile, "{root}");
+        assert_ne!(bundle.run().out, "", "the same layers once more");
         assert_eq!(fs::read_to_string(bundle.rootfs().join("etc/passwd")).unwrap(), "root:x:0:0::/:/bin/sh\n");
         assert_eq!(fs::read_to_string(bundle.folder.path().join("upper/etc/passwd")).unwrap(), "new\n");
     }

@@ -59,7 +59,7 @@ impl Bundle {
                 ]
                 .map(|kind| Namespace { kind, path: String::new() })
                 .to_vec(),
-                cgroups_path: format!("/keelson-launch-test/{id}"),
+                cgroups_path: format!("/keelson-launch-{id}"),
                 ..Linux::default()
             }),
             ..Spec::default()
@@ -154,17 +154,17 @@ impl Bundle {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(self.folder.path().to_str().unwrap()), "mounts left: {mounts}");
         for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let path = hierarchy.path().join("keelson-launch-test").join(&self.id);
+            let path = hierarchy.path().join(format!("keelson-launch-{}", self.id));
             assert!(!path.exists(), "cgroup left: {}", path.display());
         }
-        assert!(!Path::new("/sys/fs/cgroup/keelson-launch-test").join(&self.id).exists());
+        assert!(!Path::new(&format!("/sys/fs/cgroup/keelson-launch-{}", self.id)).exists());
     }
 }
 
 impl Drop for Bundle {
     /// After a failed test: whatever still runs is killed and its cgroup removed.
     fn drop(&mut self) {
-        let paths = keelson_shim::cgroup::Paths { path: format!("/keelson-launch-test/{}", self.id), scope: None };
+        let paths = keelson_shim::cgroup::Paths { path: format!("/keelson-launch-{}", self.id), scope: None };
         if let Ok(handle) = keelson_shim::cgroup::Handle::open(&paths) {
             let _ = handle.kill();
             let _ = handle.remove();

@@ -1,6 +1,6 @@
 //! The launcher against a real kernel: containers from a busybox root filesystem, looked at from inside and from outside.
 //! Each test runs as root on a thread of its own; what it makes has a name of its own.
-//! Owns temporary folders, cgroups below `/keelson-launch-test` and the processes it starts, and takes them away again.
+//! Owns temporary folders, cgroups named `keelson-launch-*` and the processes it starts, and takes them away again.
 //! Must never leave anything: every container is checked for mounts, cgroups and processes after its end.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 

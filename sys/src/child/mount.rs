@@ -4,10 +4,13 @@
 //! Must never mount through a path: only on descriptors resolved below the root.
 
 use core::ffi::CStr;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::io::{self, Errno};
 
-use super::op::{Attributes, Device, Mount, MountSource, Node, Parameter, Propagation, part};
+use super::describe::part;
+use super::op::{Attributes, Device, Mount, MountSource, Node, Parameter, Propagation};
 use super::resolve;
 use crate::raw::{self, MountAttr};
 
@@ -42,36 +45,71 @@ impl Places {
 
     /// An error names the part of the mount that failed.
     pub(super) fn mount(&mut self, mount: &Mount) -> Result<(), (u32, Errno)> {
-        let at = |part: u32| move |errno: Errno| (part, errno);
-        let resolve = if mount.no_symlinks { resolve::NO_SYMLINKS } else { 0 };
-        let target =
-            resolve::open_or_create(self.root, &mount.target, mount.node, resolve).map_err(at(part::TARGET))?;
-        let tree = match &mount.source {
-            MountSource::Tree(fd) => {
-                // A new filesystem cannot be anybody's trick; a bind could replace what later reads of /proc trust.
-                if !mount.on_proc && raw::filesystem(target).map_err(at(part::TARGET))? == PROC_SUPER_MAGIC {
-                    return Err((part::ON_PROC, Errno::PERM));
-                }
-                std::os::fd::AsRawFd::as_raw_fd(fd)
-            }
-            MountSource::New { kind, parameters, attributes, propagation } => {
-                let tree = new_filesystem(kind, parameters, *attributes)?;
-                if let Some(propagation) = propagation {
-                    let attr = MountAttr { propagation: propagation.bits(), ..MountAttr::default() };
-                    raw::mount_setattr(tree, c"", libc::AT_EMPTY_PATH, &attr).map_err(at(part::ATTRIBUTES))?;
-                }
-                tree
-            }
-        };
-        raw::attach_mount(tree, target).map_err(at(part::ATTACH))?;
-        raw::close(target);
-        self.verify(&mount.target, tree).map_err(at(part::VERIFY))?;
+        let tree = self.attach(mount)?;
         match mount.target.to_bytes() {
-            b"/dev" => self.dev = tree,
+            b"/dev" if matches!(mount.source, MountSource::New { .. }) => self.dev = tree,
             b"/dev/pts" => self.pts = tree,
             _ => raw::close(tree),
         }
         Ok(())
+    }
+
+    /// Returns the attached tree's descriptor.
+    fn attach(&self, mount: &Mount) -> Result<i32, (u32, Errno)> {
+        let at = |part: u32| move |errno: Errno| (part, errno);
+        if let Some(name) = self.name_in_dev(&mount.target)
+            && mount.node == Node::Folder
+        {
+            let tree = tree_of(&mount.source)?;
+            make_and_attach(tree, self.dev, name).map_err(at(part::ATTACH))?;
+            return Ok(tree);
+        }
+        let resolve = if mount.no_symlinks { resolve::NO_SYMLINKS } else { 0 };
+        let target =
+            resolve::open_or_create(self.root, &mount.target, mount.node, resolve).map_err(at(part::TARGET))?;
+        // A new filesystem cannot be anybody's trick; a bind could replace what later reads of /proc trust.
+        if !mount.on_proc
+            && matches!(mount.source, MountSource::Tree(_))
+            && raw::filesystem(target).map_err(at(part::TARGET))? == PROC_SUPER_MAGIC
+        {
+            return Err((part::ON_PROC, Errno::PERM));
+        }
+        let tree = tree_of(&mount.source)?;
+        raw::attach_mount(tree, target).map_err(at(part::ATTACH))?;
+        raw::close(target);
+        self.verify(&mount.target, tree).map_err(at(part::VERIFY))?;
+        Ok(tree)
+    }
+
+    /// Nobody else can reach into the new filesystem yet, so names in it are taken as they are.
+    pub(super) fn shelf(
+        &self,
+        folder: &Mount,
+        trees: &[(CString, OwnedFd)],
+        links: &[(CString, CString)],
+        read_only: bool,
+    ) -> Result<(), (u32, Errno)> {
+        let shelf = self.attach(folder)?;
+        let whole = |errno| (part::ATTACH, errno);
+        for (name, tree) in trees {
+            make_and_attach(tree.as_raw_fd(), shelf, name).map_err(whole)?;
+        }
+        for (name, target) in links {
+            raw::symlinkat(target, shelf, name).map_err(whole)?;
+        }
+        if read_only {
+            let attr = MountAttr { set: Attributes::RDONLY, ..MountAttr::default() };
+            raw::mount_setattr(shelf, c"", libc::AT_EMPTY_PATH, &attr).map_err(|errno| (part::ATTRIBUTES, errno))?;
+        }
+        raw::close(shelf);
+        Ok(())
+    }
+
+    /// The name of something directly in the `/dev` that this plan has mounted: new, so nobody's trick can be in it.
+    fn name_in_dev<'p>(&self, path: &'p CStr) -> Option<&'p CStr> {
+        let name = path.to_bytes_with_nul().strip_prefix(b"/dev/").filter(|_| self.dev >= 0)?;
+        let plain = !name.contains(&b'/') && !matches!(name, b"\0" | b".\0" | b"..\0");
+        CStr::from_bytes_with_nul(name).ok().filter(|_| plain)
     }
 
     /// The target could have been moved (a shared volume) between its opening and the attaching: then the mount is nowhere
@@ -84,22 +122,9 @@ impl Places {
         if result?.stx_mnt_id == wanted.stx_mnt_id { Ok(()) } else { Err(Errno::XDEV) }
     }
 
-    pub(super) fn remount(&self, path: &CStr, attributes: Attributes, recursive: bool) -> io::Result<()> {
-        let place = resolve::open(self.root, path)?;
-        let attr = MountAttr { set: attributes.set, clear: attributes.clear, ..MountAttr::default() };
-        let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-        let result = raw::mount_setattr(place, c"", flags, &attr);
-        raw::close(place);
-        result
-    }
-
     /// A name directly in `/dev` is made in the mount that was put there, anything else by its parent.
     fn place_of<'p>(&self, path: &'p CStr) -> io::Result<(i32, &'p CStr, bool)> {
-        if self.dev >= 0
-            && let Some(name) = path.to_bytes_with_nul().strip_prefix(b"/dev/")
-            && !name.contains(&b'/')
-            && let Ok(name) = CStr::from_bytes_with_nul(name)
-        {
+        if let Some(name) = self.name_in_dev(path) {
             return Ok((self.dev, name, false));
         }
         let (folder, name) = resolve::parent_of(self.root, path)?;
@@ -211,6 +236,28 @@ impl Places {
         raw::pivot_root_here()?;
         raw::umount_here()?;
         raw::fchdir(self.root)
+    }
+}
+
+/// The tree to attach: the one that was prepared, or a new filesystem's.
+fn tree_of(source: &MountSource) -> Result<i32, (u32, Errno)> {
+    match source {
+        MountSource::Tree(fd) => Ok(fd.as_raw_fd()),
+        MountSource::New { kind, parameters, attributes, propagation } => {
+            let tree = new_filesystem(kind, parameters, *attributes)?;
+            if let Some(propagation) = propagation {
+                let attr = MountAttr { propagation: propagation.bits(), ..MountAttr::default() };
+                raw::mount_setattr(tree, c"", libc::AT_EMPTY_PATH, &attr).map_err(|errno| (part::ATTRIBUTES, errno))?;
+            }
+            Ok(tree)
+        }
+    }
+}
+
+fn make_and_attach(tree: i32, folder: i32, name: &CStr) -> io::Result<()> {
+    match raw::mkdirat(folder, name, 0o755) {
+        Ok(()) | Err(Errno::EXIST) => raw::attach_mount_in(tree, folder, name),
+        other => other,
     }
 }
 

@@ -28,7 +28,10 @@ pub(super) fn open(root: i32, path: &CStr) -> io::Result<i32> {
 /// As [`open`]; what is missing is made: folders on the way (0755), at the end `node` (a file is 0644 and empty).
 pub(super) fn open_or_create(root: i32, path: &CStr, node: Node, resolve: u64) -> io::Result<i32> {
     match raw::openat2(root, path, libc::O_PATH, 0, IN_ROOT | NO_MAGICLINKS | resolve) {
-        Err(Errno::NOENT) if resolve & NO_SYMLINKS == 0 => Walk::new(root, path)?.create(node),
+        Err(Errno::NOENT) if resolve & NO_SYMLINKS == 0 => match create_last(root, path, node) {
+            Err(Errno::NOENT | Errno::EXIST) => Walk::new(root, path)?.create(node),
+            other => other,
+        },
         Err(Errno::NOENT) => {
             // Every existing part is no link: then the walk meets none, or one that was put there just now, which it refuses.
             let mut walk = Walk::new(root, path)?;
@@ -39,24 +42,55 @@ pub(super) fn open_or_create(root: i32, path: &CStr, node: Node, resolve: u64) -
     }
 }
 
-/// Splits a path into its parent folder, made when missing and opened, and its last component.
-pub(super) fn parent_of(root: i32, path: &CStr) -> io::Result<(i32, &CStr)> {
+/// The common case: only the last component is missing, and is no dangling link.
+fn create_last(root: i32, path: &CStr, node: Node) -> io::Result<i32> {
+    let mut parent = [0_u8; PATH_MAX];
+    let (length, name) = split(path, &mut parent)?;
+    let parent = CStr::from_bytes_until_nul(parent.get(..=length).unwrap_or_default()).map_err(|_| Errno::INVAL)?;
+    let folder = raw::openat2(root, parent, libc::O_PATH | libc::O_DIRECTORY, 0, IN_ROOT | NO_MAGICLINKS)?;
+    let made = make(folder, name, node)
+        .and_then(|()| raw::openat2(folder, name, libc::O_PATH | libc::O_NOFOLLOW, 0, BENEATH | NO_SYMLINKS));
+    raw::close(folder);
+    made
+}
+
+/// EEXIST when there is something of this name, be it a dangling link.
+fn make(folder: i32, name: &CStr, node: Node) -> io::Result<()> {
+    match node {
+        Node::Folder => raw::mkdirat(folder, name, 0o755),
+        Node::File => {
+            let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW;
+            raw::openat2(folder, name, flags, 0o644, BENEATH).map(raw::close)
+        }
+    }
+}
+
+/// Copies the parent's path to `parent` (its length is returned) and gives the last component.
+fn split<'p>(path: &'p CStr, parent: &mut [u8; PATH_MAX]) -> io::Result<(usize, &'p CStr)> {
     let bytes = path.to_bytes_with_nul();
     let split = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
     let name = bytes.get(split..).and_then(|rest| CStr::from_bytes_with_nul(rest).ok()).ok_or(Errno::INVAL)?;
     if matches!(name.to_bytes(), b"" | b"." | b"..") {
-        return Err(Errno::INVAL);
+        // The walk knows what to do with these.
+        return Err(Errno::NOENT);
     }
-    let mut folder = [0_u8; PATH_MAX];
-    let length = split.min(PATH_MAX - 1);
-    if length != split {
+    if split == 0 {
+        parent[0] = b'/';
+        return Ok((1, name));
+    }
+    if split >= PATH_MAX {
         return Err(Errno::NAMETOOLONG);
     }
-    folder[..length].copy_from_slice(&bytes[..length]);
-    if length == 0 {
-        folder[0] = b'/';
-    }
-    let folder = CStr::from_bytes_until_nul(&folder).map_err(|_| Errno::INVAL)?;
+    parent[..split].copy_from_slice(&bytes[..split]);
+    Ok((split, name))
+}
+
+/// Splits a path into its parent folder, made when missing and opened, and its last component.
+pub(super) fn parent_of(root: i32, path: &CStr) -> io::Result<(i32, &CStr)> {
+    let mut parent = [0_u8; PATH_MAX];
+    let (length, name) =
+        split(path, &mut parent).map_err(|errno| if errno == Errno::NOENT { Errno::INVAL } else { errno })?;
+    let folder = CStr::from_bytes_until_nul(parent.get(..=length).unwrap_or_default()).map_err(|_| Errno::INVAL)?;
     Ok((open_or_create(root, folder, Node::Folder, 0)?, name))
 }
 
@@ -127,13 +161,7 @@ impl Walk {
     }
 
     fn make(&self, component: &CStr, node: Node) -> io::Result<()> {
-        let made = if self.is_last() && node == Node::File {
-            let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW;
-            raw::openat2(self.here, component, flags, 0o644, BENEATH).map(raw::close)
-        } else {
-            raw::mkdirat(self.here, component, 0o755)
-        };
-        match made {
+        match make(self.here, component, if self.is_last() { node } else { Node::Folder }) {
             Err(Errno::EXIST) => Ok(()),
             other => other,
         }

@@ -111,7 +111,9 @@ impl State {
             Op::AttachRoot { tree, over } => self.places.attach_root(tree.as_raw_fd(), over),
             Op::LegacyRoot { kind, target, data, .. } => self.places.legacy_root(kind, target, data),
             Op::Mount(mount) => return self.places.mount(mount),
-            Op::Remount { path, attributes, recursive } => self.places.remount(path, *attributes, *recursive),
+            Op::Shelf { folder, trees, links, read_only } => {
+                return self.places.shelf(folder, trees, links, *read_only);
+            }
             Op::Devices(devices) => return each(devices, |device| self.places.device(device)),
             Op::Links(links) => return each(links, |(path, target)| self.places.link(path, target)),
             Op::Folders { paths, writable } => return each(paths, |path| self.places.folder(path, *writable)),
@@ -285,9 +287,7 @@ fn become_user(identity: &Identity) -> Result<(), (u32, Errno)> {
             }
         }
     }
-    if let Some(groups) = &identity.groups {
-        raw::setgroups(groups).map_err(at(2))?;
-    }
+    raw::setgroups(&identity.groups).map_err(at(2))?;
     raw::setresgid(identity.gid).map_err(at(3))?;
     raw::setresuid(identity.uid).map_err(at(4))?;
     match identity.keep_effective {
