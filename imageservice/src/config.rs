@@ -81,6 +81,10 @@ pub struct Limits {
     pub ratio_floor_bytes: u64,
     /// Entries in one layer.
     pub entries: u64,
+    /// Bytes of the names of all folders and whiteouts of one layer: they are held in memory until it is done.
+    pub name_bytes: u64,
+    /// Bytes of the records of all layers unpacked for one image: they stay in memory, with every folder that a layer only implies.
+    pub record_bytes: u64,
     /// Bytes of one path or link target; the kernel's own bound.
     pub path_bytes: usize,
     /// Components of one path.
@@ -104,6 +108,8 @@ impl Default for Limits {
             ratio: 200,
             ratio_floor_bytes: 1 << 30,
             entries: 2_000_000,
+            name_bytes: 128 << 20,
+            record_bytes: 32 << 20,
             path_bytes: 4095,
             path_depth: 1024,
             header_bytes: 1 << 20,

@@ -2,25 +2,24 @@
 //! Called from blocking threads; each unpacking adds one thread of its own that hashes and inflates.
 //! Owns the folder `layers` and who may not lose which layer ([`LayerHold`]). Must never change a layer once it is in place.
 
+mod job;
+mod temp;
+
 use std::{
     collections::HashMap,
     io::{self, Read},
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use keelson_api::Digest;
-use rustix::{
-    fs::{AtFlags, Mode},
-    io::Errno,
-};
+use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 
+pub use self::job::{Compression, Job, LayerDescriptor};
+use self::temp::Temp;
 pub use crate::unpack::UnpackError;
 use crate::{
     config::Limits,
@@ -30,86 +29,6 @@ use crate::{
     unpack::{self, Unpacked},
     usage::FsUsage,
 };
-
-/// How a layer's blob is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// A bare tar.
-    Plain,
-    /// gzip, one or many members.
-    Gzip,
-    /// zstd, one or many frames, window at most 128 MiB.
-    Zstd,
-}
-
-impl Compression {
-    /// The packing that a layer media type (OCI or Docker schema 2) states; `None` when it is no layer we can unpack.
-    #[must_use]
-    pub fn from_media_type(media_type: &str) -> Option<Self> {
-        match media_type {
-            "application/vnd.oci.image.layer.v1.tar"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
-            | "application/vnd.docker.image.rootfs.diff.tar" => Some(Self::Plain),
-            "application/vnd.oci.image.layer.v1.tar+gzip"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
-            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Some(Self::Gzip),
-            "application/vnd.oci.image.layer.v1.tar+zstd"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Self::Zstd),
-            _ => None,
-        }
-    }
-}
-
-/// What a manifest says about a layer's blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LayerDescriptor {
-    /// Digest of the blob as it travels.
-    pub digest: Digest,
-    /// Its size in bytes.
-    pub size: u64,
-    /// How it is packed.
-    pub compression: Compression,
-}
-
-/// One image's worth of unpacking, shared by all its layers: stops them together, and counts what they wrote together.
-#[derive(Debug, Default)]
-pub struct Job {
-    cancelled: AtomicBool,
-    unpacked: AtomicU64,
-}
-
-impl Job {
-    /// A job that runs.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Asks every unpacking of this job to end soon with [`UnpackError::Cancelled`]. A reader that blocks must be woken by
-    /// whoever feeds it.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether [`Job::cancel`] was called.
-    #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-    }
-
-    /// Tar bytes unpacked so far, over all layers.
-    #[must_use]
-    pub fn unpacked(&self) -> u64 {
-        self.unpacked.load(Ordering::Relaxed)
-    }
-
-    /// Adds tar bytes; returns the new sum.
-    pub(crate) fn add(&self, bytes: u64) -> u64 {
-        self.unpacked.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes)
-    }
-}
 
 /// What is known of a layer in place; the content of `layer.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,7 +120,7 @@ impl Layers {
             trash.take(&tmp, &name)?;
         }
         for name in disk::names(&dir)?.into_iter().filter(|name| name != "tmp") {
-            let record = Digest::from_hex(&name).ok().filter(&wanted).and_then(|id| read_record(&dir, &id));
+            let record = Digest::from_hex(&name).ok().filter(&wanted).and_then(|id| read_record(&dir, &id, &limits));
             let Some(record) = record else {
                 trash.take(&dir, &name)?;
                 continue;
@@ -272,12 +191,22 @@ impl Layers {
         };
         let bytes = serde_json::to_vec(&record)
             .map_err(|source| UnpackError::io("encode record of", "layer.json", source.into()))?;
+        let limit = self.0.limits.record_bytes;
+        if job.add_record(u64::try_from(bytes.len()).unwrap_or(u64::MAX)) > limit {
+            let what = "bytes in the names of folders that layers of one image imply without describing them";
+            return Err(UnpackError::Limit { what, limit });
+        }
         disk::replace_file(&temp.dir, &temp.dir, "layer.json", (&bytes, Durability::Cached))
             .map_err(|source| UnpackError::io("write", "layer.json", source))?;
         if let Some(blob) = blob {
             blob.publish(&descriptor.digest).map_err(|source| UnpackError::io("publish blob of", "layer", source))?;
         }
         temp.publish(record)
+    }
+
+    /// The bounds that every layer here was held to.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.0.limits
     }
 
     /// The folder to stack.
@@ -308,18 +237,14 @@ impl Layers {
     }
 
     /// Moves every layer that nobody holds and `wanted` does not name to the trash, if it has been idle since before `cutoff`.
-    /// Returns what that will free, and whether idle layers stay behind.
-    pub(crate) fn collect(&self, cutoff: Instant, wanted: impl Fn(&Digest) -> bool) -> (FsUsage, bool) {
+    /// Returns what that will free.
+    pub(crate) fn collect(&self, cutoff: Instant, wanted: impl Fn(&Digest) -> bool) -> FsUsage {
         let mut present = self.present();
         let idle: Vec<Digest> =
             present.iter().filter(|(id, layer)| layer.holds == 0 && !wanted(id)).map(|(id, _)| *id).collect();
-        let (mut freed, mut waiting) = (FsUsage::default(), false);
+        let mut freed = FsUsage::default();
         for id in idle {
-            let Some(layer) = present.get(&id) else { continue };
-            if layer.idle_since > cutoff {
-                waiting = true;
-                continue;
-            }
+            let Some(layer) = present.get(&id).filter(|layer| layer.idle_since <= cutoff) else { continue };
             // Under the lock: an unpacking of the same layer must see it either whole or gone.
             match self.0.trash.take(&self.0.dir, &id.hex()) {
                 Ok(()) => {
@@ -329,7 +254,7 @@ impl Layers {
                 Err(error) => tracing::warn!(layer = %id, %error, "layer stays: move it to the trash"),
             }
         }
-        (freed, waiting)
+        freed
     }
 
     /// Bytes and inodes of all layers; memory only.
@@ -342,78 +267,10 @@ impl Layers {
     }
 }
 
-fn read_record(dir: &OwnedFd, id: &Digest) -> Option<LayerRecord> {
+fn read_record(dir: &OwnedFd, id: &Digest, limits: &Limits) -> Option<LayerRecord> {
     let layer = rustix::fs::openat(dir, id.hex(), disk::DIR, Mode::empty()).ok()?;
     rustix::fs::openat(&layer, "fs", disk::DIR, Mode::empty()).ok()?;
-    let bytes = disk::read_file(&layer, "layer.json", 64 << 20).ok()?;
+    let bytes = disk::read_file(&layer, "layer.json", limits.record_bytes).ok()?;
     let record: LayerRecord = serde_json::from_slice(&bytes).ok()?;
     (record.version == VERSION && record.diff_id == *id).then_some(record)
-}
-
-/// A layer under way in `layers/tmp`; goes to the trash unless published.
-struct Temp {
-    inner: Arc<Inner>,
-    name: Option<String>,
-    dir: OwnedFd,
-    fs: OwnedFd,
-    aside: OwnedFd,
-}
-
-impl Temp {
-    fn new(inner: Arc<Inner>, diff_id: &Digest) -> Result<Self, UnpackError> {
-        let name = disk::temp_name(&diff_id.hex());
-        let made = (|| {
-            let dir = disk::ensure_dir(&inner.tmp, &name, Mode::RWXU)?;
-            let fs = disk::ensure_dir(&dir, "fs", Mode::from_raw_mode(0o755))?;
-            let aside = disk::ensure_dir(&dir, "aside", Mode::RWXU)?;
-            Ok((dir, fs, aside))
-        })();
-        let (dir, fs, aside) =
-            made.map_err(|source| UnpackError::io("make folder", &format!("layers/tmp/{name}"), source))?;
-        Ok(Self { inner, name: Some(name), dir, fs, aside })
-    }
-
-    fn publish(mut self, record: LayerRecord) -> Result<LayerHold, UnpackError> {
-        let layers = Layers(self.inner.clone());
-        let id = record.diff_id;
-        if let Some(hold) = layers.hold(&id) {
-            // Another blob with the same content was faster.
-            return Ok(hold);
-        }
-        let cleared = match rustix::fs::unlinkat(&self.dir, "aside", AtFlags::REMOVEDIR) {
-            Err(Errno::NOTEMPTY | Errno::EXIST) => self.inner.trash.take(&self.dir, "aside"),
-            done => done.map_err(io::Error::from),
-        };
-        cleared.map_err(|source| UnpackError::io("put away", "replaced folders", source))?;
-        let mut present = layers.present();
-        if let Some(name) = &self.name {
-            match rustix::fs::renameat(&self.inner.tmp, &**name, &self.inner.dir, id.hex()) {
-                Ok(()) => self.name = None,
-                Err(Errno::EXIST | Errno::NOTEMPTY) if present.contains_key(&id) => {}
-                Err(errno) => {
-                    return Err(UnpackError::io("publish", &format!("layers/{}", id.hex()), errno.into()));
-                }
-            }
-        }
-        let layer = present.entry(id).or_insert_with(|| Present {
-            record: Arc::new(record),
-            holds: 0,
-            idle_since: Instant::now(),
-            durable: false,
-        });
-        layer.holds += 1;
-        let record = layer.record.clone();
-        drop(present);
-        Ok(LayerHold { layers, record })
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        if let Some(name) = &self.name
-            && let Err(error) = self.inner.trash.take(&self.inner.tmp, name)
-        {
-            tracing::warn!(temp = %name, %error, "half-unpacked layer stays until the next start: move it to the trash");
-        }
-    }
 }

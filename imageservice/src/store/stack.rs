@@ -18,6 +18,10 @@ use rustix::{
 use super::record::RootAttributes;
 use crate::layer::{LayerHold, LayerRecord, Layers};
 
+/// Names looked up for one image, for each entry that a layer may have: every implied folder is looked for in every layer, name by
+/// name, so a hostile image could otherwise keep a thread busy for hours.
+const STEPS: u64 = 16;
+
 /// The layers of an image as overlayfs will see them.
 #[derive(Debug)]
 pub(super) struct Stack {
@@ -41,7 +45,8 @@ pub(super) fn stack(layers: &Layers, diff_ids: &[Digest], holds: &[LayerHold]) -
     }
     let root = opened.iter().find_map(|layer| layer.record.root);
     let root = root.map_or_else(RootAttributes::default, |(mode, uid, gid)| RootAttributes { mode, uid, gid });
-    let mut plan = Plan { layers, stack: opened };
+    let steps = layers.limits().entries.saturating_mul(STEPS);
+    let mut plan = Plan { layers, stack: opened, steps };
     let cover = plan.cover()?;
     Ok(Stack { lower: order, root, cover })
 }
@@ -95,6 +100,8 @@ enum Here {
 struct Plan<'a> {
     layers: &'a Layers,
     stack: Vec<Layer<'a>>,
+    /// Names that may still be looked up.
+    steps: u64,
 }
 
 impl Plan<'_> {
@@ -161,6 +168,7 @@ impl Plan<'_> {
             rustix::fs::openat(&*fs, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let mut last = false;
         for name in path.split('/') {
+            self.steps = self.steps.checked_sub(1).ok_or_else(too_tangled)?;
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
             current = match rustix::fs::openat2(&current, name, flags, Mode::empty(), resolve) {
@@ -174,6 +182,10 @@ impl Plan<'_> {
         }
         Ok(Here::Directory { fd: current, last })
     }
+}
+
+fn too_tangled() -> io::Error {
+    io::Error::other("its layers imply so many folders that finding what they should look like takes too long")
 }
 
 fn file_type(stat: &Stat) -> FileType {

@@ -71,6 +71,26 @@ fn privileged_a_crash_in_the_middle_of_a_tags_move_leaves_it_to_the_later_image(
 }
 
 #[test]
+fn privileged_folders_that_take_too_long_to_look_for_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let limits = crate::Limits { entries: 100, ..crate::Limits::default() };
+    let service = ImageService::open(Config { root: temp.path().to_owned(), limits, ..Config::default() }).unwrap();
+    let of = |depth: usize| {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("{}f", "d/".repeat(depth)), std::io::empty()).unwrap();
+        let layers = vec![super::tests::tar(b"below"), tar.into_inner().unwrap()];
+        ImportedImage { layers, ..image("docker.io/library/a:1", b"") }
+    };
+    service.import(of(20)).unwrap();
+    let error = service.import(of(90)).unwrap_err();
+    let text = std::error::Error::source(&error).and_then(std::error::Error::source).unwrap().to_string();
+    assert!(text.contains("takes too long"), "{text}");
+}
+
+#[test]
 fn privileged_an_image_whose_record_cannot_be_written_is_not_shown() {
     let temp = tempfile::tempdir().unwrap();
     let service = open(temp.path());

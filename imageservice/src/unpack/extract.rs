@@ -229,10 +229,6 @@ fn hard_link(
     if from.path == parent.path && target_name == name {
         return Err(refused(&entry.path, "it is a hard link to itself"));
     }
-    let link = || match rustix::fs::linkat(&from.fd, target_name, &parent.fd, name, AtFlags::empty()) {
-        Err(Errno::EXIST) => Err(Errno::EXIST),
-        other => other,
-    };
     // Looked at before anything is cleared away for it.
     match rustix::fs::statat(&from.fd, target_name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
@@ -242,7 +238,9 @@ fn hard_link(
         Err(Errno::NOENT) => return Err(refused(&entry.path, ABSENT)),
         Err(errno) => return Err(failed("find the target of the hard link", entry, errno)),
     }
-    anew(tree, entry, (parent, name), "make hard link", link)
+    anew(tree, entry, (parent, name), "make hard link", || {
+        rustix::fs::linkat(&from.fd, target_name, &parent.fd, name, AtFlags::empty())
+    })
 }
 
 fn node(

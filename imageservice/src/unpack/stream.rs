@@ -67,7 +67,7 @@ pub(super) fn produce(
     match pumped {
         Ok(()) => {}
         Err(Pumping::Gone) => return Err(Stopped::ByExtractor),
-        Err(Pumping::Limit(error)) => return Err(Stopped::By(error)),
+        Err(Pumping::Refused(error)) => return Err(Stopped::By(error)),
         // A decoder passes on what its source said, and that is the better error.
         Err(Pumping::Inflate(error)) => {
             let own = UnpackError::Inflate { digest: descriptor.digest, compression, source: error };
@@ -201,7 +201,7 @@ impl<R: Read> Read for Source<'_, R> {
 
 enum Pumping {
     Inflate(io::Error),
-    Limit(UnpackError),
+    Refused(UnpackError),
     Gone,
 }
 
@@ -236,7 +236,7 @@ impl Sink<'_> {
             let ended = filled < chunk.len();
             chunk.truncate(filled);
             self.hash.update(&chunk);
-            self.account(u64::try_from(filled).unwrap_or(u64::MAX)).map_err(Pumping::Limit)?;
+            self.account(u64::try_from(filled).unwrap_or(u64::MAX)).map_err(Pumping::Refused)?;
             self.chunks.send(chunk).map_err(|_| Pumping::Gone)?;
             if ended {
                 return Ok(());
@@ -246,6 +246,10 @@ impl Sink<'_> {
 
     fn account(&mut self, bytes: u64) -> Result<(), UnpackError> {
         let limits = self.limits;
+        // Not only where bytes come in: a few of them may make gigabytes.
+        if self.job.is_cancelled() {
+            return Err(UnpackError::Cancelled);
+        }
         self.out = self.out.saturating_add(bytes);
         if self.out > limits.layer_bytes {
             return Err(UnpackError::Limit { what: "bytes in one layer", limit: limits.layer_bytes });

@@ -71,6 +71,8 @@ pub(super) struct Tree<'a> {
     whiteouts: HashSet<Vec<u8>>,
     link_steps: u64,
     made: u64,
+    /// Bytes of the names in `pending` and `whiteouts`, replaced ones included.
+    named: u64,
     replaced: u64,
     usage: FsUsage,
     /// This thread's umask.
@@ -99,6 +101,7 @@ impl<'a> Tree<'a> {
             whiteouts: HashSet::new(),
             link_steps: 0,
             made: 0,
+            named: 0,
             replaced: 0,
             usage: FsUsage::default(),
             umask,
@@ -116,6 +119,16 @@ impl<'a> Tree<'a> {
         self.usage = std::mem::take(&mut self.usage).plus(&FsUsage::file(bytes));
         if self.made > self.limits.entries {
             return Err(UnpackError::Limit { what: "entries in one layer", limit: self.limits.entries });
+        }
+        Ok(())
+    }
+
+    /// Counts a name that is remembered: a short entry may imply a thousand folders with a path of kilobytes each.
+    fn remember(&mut self, path: &[u8]) -> Result<(), UnpackError> {
+        self.named = self.named.saturating_add(u64::try_from(path.len()).unwrap_or(u64::MAX));
+        if self.named > self.limits.name_bytes {
+            let what = "bytes in the names of one layer's folders and whiteouts";
+            return Err(UnpackError::Limit { what, limit: self.limits.name_bytes });
         }
         Ok(())
     }
@@ -232,6 +245,7 @@ impl<'a> Tree<'a> {
             match rustix::fs::mkdirat(&parent.fd, name, Mode::from_raw_mode(MODE)) {
                 Ok(()) => {
                     self.count(4096)?;
+                    self.remember(&path)?;
                     break;
                 }
                 Err(Errno::EXIST) if self.pending.contains_key(&path) => break,
@@ -291,6 +305,7 @@ impl<'a> Tree<'a> {
             }
             Err(errno) => return Err(UnpackError::io("make whiteout", &shown(&path), errno.into())),
         }
+        self.remember(&path)?;
         self.whiteouts.insert(path);
         Ok(())
     }
