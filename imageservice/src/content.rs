@@ -64,12 +64,19 @@ pub struct Content(Arc<Inner>);
 struct Inner {
     blobs: OwnedFd,
     tmp: OwnedFd,
-    /// Every stored blob and its size.
-    sizes: Mutex<HashMap<Digest, u64>>,
+    /// Every stored blob.
+    present: Mutex<HashMap<Digest, Present>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Present {
+    size: u64,
+    /// Covered by a `syncfs` since it was stored.
+    durable: bool,
 }
 
 impl Content {
-    /// Opens `content` below `root`; sweeps temporaries and what is not named by a digest.
+    /// Opens `content` below `root` and sweeps temporaries. Which blobs are needed, and so durable, the image records say.
     pub(crate) fn open(root: &OwnedFd) -> io::Result<Self> {
         let dir = disk::ensure_dir(root, "content", Mode::RWXU)?;
         let blobs = disk::ensure_dir(&dir, "sha256", Mode::RWXU)?;
@@ -77,20 +84,21 @@ impl Content {
         for name in disk::names(&tmp)? {
             rustix::fs::unlinkat(&tmp, &*name, AtFlags::empty())?;
         }
-        let mut sizes = HashMap::new();
+        let mut present = HashMap::new();
         for name in disk::names(&blobs)? {
             if let Ok(digest) = Digest::from_hex(&name) {
                 let stat = rustix::fs::statat(&blobs, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
-                sizes.insert(digest, u64::try_from(stat.st_size).unwrap_or(0));
+                let size = u64::try_from(stat.st_size).unwrap_or(0);
+                present.insert(digest, Present { size, durable: true });
             }
         }
-        Ok(Self(Arc::new(Inner { blobs, tmp, sizes: Mutex::new(sizes) })))
+        Ok(Self(Arc::new(Inner { blobs, tmp, present: Mutex::new(present) })))
     }
 
     /// Whether the blob is here; memory only.
     #[must_use]
     pub fn has(&self, digest: &Digest) -> bool {
-        self.sizes().contains_key(digest)
+        self.present().contains_key(digest)
     }
 
     /// Stores a small blob (manifest, index, config). Storing it again is a success.
@@ -107,22 +115,28 @@ impl Content {
         }
         disk::replace_file(&self.0.blobs, &self.0.tmp, &digest.hex(), (bytes, Durability::Cached))
             .map_err(|source| ContentError::Io { act: "store", digest: *digest, source })?;
-        self.sizes().insert(*digest, u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.present().insert(*digest, Present { size, durable: false });
         Ok(())
     }
 
-    /// Reads a blob of at most `max` bytes and verifies it again: a disk may have lost what was written.
+    /// Reads a blob of at most `max` bytes and verifies it again: a disk may have lost what was written. What it has lost is no longer
+    /// here, so that the next `put` stores it anew.
     ///
     /// # Errors
     /// [`ContentError::Missing`], [`ContentError::TooLarge`], [`ContentError::Mismatch`], [`ContentError::Io`].
     pub fn read(&self, digest: &Digest, max: u64) -> Result<Vec<u8>, ContentError> {
         let bytes = disk::read_file(&self.0.blobs, &digest.hex(), max).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ContentError::Missing { digest: *digest },
+            io::ErrorKind::NotFound => {
+                self.present().remove(digest);
+                ContentError::Missing { digest: *digest }
+            }
             io::ErrorKind::FileTooLarge => ContentError::TooLarge { digest: *digest, max },
             _ => ContentError::Io { act: "read", digest: *digest, source },
         })?;
         let found = Digest::from_sha256(Sha256::digest(&bytes).into());
         if found != *digest {
+            self.present().remove(digest);
             return Err(ContentError::Mismatch { expected: *digest, found });
         }
         Ok(bytes)
@@ -134,23 +148,39 @@ impl Content {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
             Err(errno) => return Err(ContentError::Io { act: "remove", digest: *digest, source: errno.into() }),
         }
-        self.sizes().remove(digest);
+        self.present().remove(digest);
         Ok(())
+    }
+
+    /// Whether every one of these is here and has been covered by a `syncfs`.
+    pub(crate) fn all_durable<'a>(&self, mut digests: impl Iterator<Item = &'a Digest>) -> bool {
+        let present = self.present();
+        digests.all(|digest| present.get(digest).is_some_and(|blob| blob.durable))
+    }
+
+    /// Notes that a `syncfs` which began after these were stored has ended.
+    pub(crate) fn mark_durable<'a>(&self, digests: impl Iterator<Item = &'a Digest>) {
+        let mut present = self.present();
+        for digest in digests {
+            if let Some(blob) = present.get_mut(digest) {
+                blob.durable = true;
+            }
+        }
     }
 
     /// Every blob here.
     pub(crate) fn digests(&self) -> Vec<Digest> {
-        self.sizes().keys().copied().collect()
+        self.present().keys().copied().collect()
     }
 
     /// Size of a blob, if it is here.
     pub(crate) fn size(&self, digest: &Digest) -> Option<u64> {
-        self.sizes().get(digest).copied()
+        self.present().get(digest).map(|blob| blob.size)
     }
 
     /// Bytes and inodes of all blobs; memory only.
     pub(crate) fn usage(&self) -> FsUsage {
-        self.sizes().values().fold(FsUsage::default(), |sum, size| sum.plus(&FsUsage::file(*size)))
+        self.present().values().fold(FsUsage::default(), |sum, blob| sum.plus(&FsUsage::file(blob.size)))
     }
 
     /// A blob that is written while it streams by.
@@ -161,8 +191,8 @@ impl Content {
         Ok(BlobWriter { content: self.clone(), file, name: Some(name), size: 0 })
     }
 
-    fn sizes(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, u64>> {
-        self.0.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn present(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Present>> {
+        self.0.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -189,7 +219,7 @@ impl BlobWriter {
                 self.name = Some(name);
                 return Err(errno.into());
             }
-            self.content.sizes().insert(*verified, self.size);
+            self.content.present().insert(*verified, Present { size: self.size, durable: false });
         }
         Ok(())
     }
@@ -245,6 +275,9 @@ mod tests {
         content.put(&id, b"good").unwrap();
         std::fs::write(temp.path().join("content/sha256").join(id.hex()), b"torn").unwrap();
         assert!(matches!(content.read(&id, 100), Err(ContentError::Mismatch { .. })));
+        // What the disk lost is stored anew.
+        content.put(&id, b"good").unwrap();
+        assert_eq!(content.read(&id, 100).unwrap(), b"good");
     }
 
     #[test]

@@ -10,7 +10,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, RenameFlags},
+    io::Errno,
+    path::Arg,
+};
 
 /// Flags that open a directory for use as an anchor.
 pub(crate) const DIR: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
@@ -18,7 +22,7 @@ pub(crate) const DIR: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC).union(OF
 /// Opens `name` below `parent`, making it first when missing, and holds it to exactly `mode` (an upgrade may find it wider).
 pub(crate) fn ensure_dir(parent: impl AsFd, name: &str, mode: Mode) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(&parent, name, mode) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
     let dir = rustix::fs::openat(&parent, name, DIR, Mode::empty())?;
@@ -40,6 +44,19 @@ pub(crate) fn ensure_root(path: &Path, mode: Mode) -> io::Result<OwnedFd> {
 pub(crate) fn temp_name(stem: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("{stem}.{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Moves `name` of `from` into `to` under a name that nothing there has, which is returned.
+pub(crate) fn move_in(from: &OwnedFd, name: impl Arg + Copy, to: &OwnedFd, stem: &str) -> Result<String, Errno> {
+    loop {
+        let target = temp_name(stem);
+        match rustix::fs::renameat_with(from, name, to, &*target, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(target),
+            // Left by an earlier process that had our pid.
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 /// Whether a replaced file must be on the platter before the call returns.

@@ -15,10 +15,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use rustix::{
-    fs::{Mode, RenameFlags},
-    io::Errno,
-};
+use rustix::{fs::Mode, io::Errno};
 
 use crate::disk;
 
@@ -56,15 +53,10 @@ impl Trash {
 
     /// Moves `name` out of `dir`, to be removed later. A name that is not there is a success.
     pub(crate) fn take(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        let target = loop {
-            let target = disk::temp_name(name);
-            match rustix::fs::renameat_with(dir, name, &*self.0.dir, &*target, RenameFlags::NOREPLACE) {
-                Ok(()) => break target,
-                Err(Errno::NOENT) => return Ok(()),
-                // Left by an earlier process that had our pid.
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        let target = match disk::move_in(dir, name, &self.0.dir, name) {
+            Ok(target) => target,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
         };
         if let Some(queue) = &*self.0.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             // A thread that has ended leaves the rest to the next start.
@@ -83,9 +75,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
-            && thread.thread().id() != std::thread::current().id()
-        {
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // A panic there has been reported by its own hook.
             let _ = thread.join();
         }

@@ -452,6 +452,27 @@ fn privileged_imports_and_removals_race_without_losing_anything() {
 }
 
 #[test]
+fn privileged_a_snapshot_that_fails_during_the_removal_of_its_image_keeps_nothing_of_it() {
+    let store = Store::new();
+    let service = store.get();
+    for round in 0..10 {
+        let image = import(service, A, &[tar("f", &round.to_string())]);
+        // A file where each snapshot's folder should go.
+        let keys: Vec<_> = (0..300).map(|at| key(&format!("s{at}"))).collect();
+        keys.iter().for_each(|key| std::fs::write(store.root().join("snapshots").join(key.as_str()), b"").unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| keys.iter().for_each(|key| drop(service.prepare(key, &image.id).unwrap_err())));
+            std::thread::sleep(Duration::from_micros(300 * (round + 1)));
+            service.remove(A).unwrap();
+        });
+        for name in store.names_in("snapshots") {
+            std::fs::remove_file(store.root().join("snapshots").join(name)).unwrap();
+        }
+        store.assert_bare();
+    }
+}
+
+#[test]
 fn privileged_kept_blobs_are_kept_and_collected() {
     let temp = tempfile::tempdir().unwrap();
     let config = Config { root: temp.path().join("store"), keep_blobs: true, ..Config::default() };

@@ -70,9 +70,8 @@ fn remove_one(trash: &OwnedFd, name: CString, pending: &mut Vec<CString>, stop: 
             let next = open_level(&level.dir, child)?;
             levels.push(next);
         } else {
-            let up = CString::new(disk::temp_name("deep"))?;
-            rustix::fs::renameat(&level.dir, &child, trash, &up)?;
-            pending.push(up);
+            let up = disk::move_in(&level.dir, &*child, trash, "deep")?;
+            pending.push(CString::new(up)?);
         }
     }
 }

@@ -105,21 +105,15 @@ impl ImageService {
         self.check(&new)?;
         let mut new = new;
         let stack = self.stack_of(&mut new)?;
-        let fresh = new.blobs.iter().any(|(digest, _)| !self.content.has(digest));
         self.put_blobs(&new)?;
         self.step("blobs are stored").map_err(io("store blobs"))?;
-        if fresh || !self.layers.all_durable(new.layers.iter().map(LayerHold::diff_id)) {
-            self.sync(id)?;
-            self.layers.mark_durable(new.layers.iter().map(LayerHold::diff_id));
-        }
+        self.make_durable(&new)?;
         self.step("filesystem is synced").map_err(io("sync filesystem"))?;
 
         let changing = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        if new.blobs.iter().any(|(digest, _)| !self.content.has(digest)) {
-            // A removal of the same image overtook us.
-            self.put_blobs(&new)?;
-            self.sync(id)?;
-        }
+        // A removal of the same image may have overtaken us and taken its blobs along; under the lock none can.
+        self.put_blobs(&new)?;
+        self.make_durable(&new)?;
         let (record, losers) = self.plan(&new, stack);
         record.save(&self.images, &self.images_tmp).map_err(io("write record"))?;
         let written = self.step("record is written");
@@ -163,9 +157,21 @@ impl ImageService {
         Ok(stack)
     }
 
-    fn sync(&self, id: ImageId) -> Result<(), CommitError> {
-        let failed = |errno: rustix::io::Errno| CommitError::Io { id, act: "sync filesystem", source: errno.into() };
-        rustix::fs::syncfs(&self.root).map_err(failed)
+    /// One `syncfs`, unless all that the image names has had one since it was written, by whomever.
+    fn make_durable(&self, new: &NewImage) -> Result<(), CommitError> {
+        let layers = || new.layers.iter().map(LayerHold::diff_id);
+        let blobs = || new.blobs.iter().map(|(digest, _)| digest);
+        if self.content.all_durable(blobs()) && self.layers.all_durable(layers()) {
+            return Ok(());
+        }
+        rustix::fs::syncfs(&self.root).map_err(|errno| CommitError::Io {
+            id: new.id,
+            act: "sync filesystem",
+            source: errno.into(),
+        })?;
+        self.layers.mark_durable(layers());
+        self.content.mark_durable(blobs());
+        Ok(())
     }
 
     fn check(&self, new: &NewImage) -> Result<(), CommitError> {

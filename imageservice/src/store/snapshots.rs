@@ -54,10 +54,9 @@ impl ImageService {
         state.snapshots.entry(key.clone()).or_insert(SnapshotState { image: *image, measured: None });
         drop(state);
         self.make_folders(key, image, root).map_err(|source| {
-            if !known {
-                // Best effort; what stays is swept at the next open.
-                let _ = self.trash.take(&self.snapshots, key.as_str());
-                self.state().snapshots.remove(key);
+            // The first error is the one to tell; what stays is swept at the next open.
+            if !known && let Err(error) = self.discard(key) {
+                tracing::warn!(snapshot = %key, %error, "stays until the next start: discard what could not be prepared");
             }
             SnapshotError::Io { act: "prepare", key: key.clone(), source }
         })?;
