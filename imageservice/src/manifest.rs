@@ -27,9 +27,6 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 /// Docker schema 2 manifest list.
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// What we ask a registry for, best first.
-pub const ACCEPT: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
-
 /// A document that a registry serves under `/manifests/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {

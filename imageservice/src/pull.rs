@@ -23,7 +23,7 @@ use crate::{
     image::Image,
     reference::Reference,
     registry::{Credentials, Registry, Timing},
-    store::{ImageService, OpenError},
+    store::ImageService,
 };
 
 /// How long a pull goes on when nobody waits for it any more: a kubelet that gave up comes back within its back-off of 5 minutes.
@@ -51,16 +51,15 @@ pub(crate) struct Pulls {
 type Fingerprint = [u8; 32];
 
 impl Pulls {
-    #[expect(clippy::unnecessary_wraps, reason = "the store's open takes whatever its parts can fail with")]
-    pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
+    pub(crate) fn new(config: &Config) -> Self {
         let permits = config.max_concurrent_downloads.clamp(1, Semaphore::MAX_PERMITS);
-        Ok(Self {
+        Self {
             registry: Arc::new(Registry::new(config.hosts_dir.clone(), config.limits.manifest_bytes)),
             images: Flights::new(ORPHAN),
             // The pulls keep these alive.
             layers: Flights::new(Duration::ZERO),
             downloads: Arc::new(Semaphore::new(permits)),
-        })
+        }
     }
 }
 

@@ -100,12 +100,6 @@ pub enum OpenError {
         /// Its version.
         version: u64,
     },
-    /// The registry client cannot be made.
-    #[error("open registry client")]
-    Registry {
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
 }
 
 impl ImageService {

@@ -52,19 +52,26 @@ pub(super) async fn run(
         Ok(session) => Arc::new(session),
         Err(source) => return Err(PullError::Hosts { reference: name, source: Arc::new(source) }),
     };
-    Pull { service, session, reference, name, documents: Vec::new() }.run().await
+    let pulled = Pull { service: service.clone(), session, reference, name, documents: Vec::new() }.run().await;
+    if pulled.is_err() {
+        // A commit would have collected what earlier pulls left; so does one that does not get there. At the end of the daemon, the next
+        // start does.
+        let _ = tokio::task::spawn_blocking(move || service.collect_idle()).await;
+    }
+    pulled
 }
 
 impl Pull {
     async fn run(mut self) -> Result<Arc<Image>, PullError> {
-        let known = self.service.find(&self.name);
         // Who has nothing yet wants the document, not only its digest.
-        let head = known.is_some() || self.reference.digest().is_some_and(|digest| self.service.content().has(&digest));
+        let head = self.service.find(&self.name).is_some()
+            || self.reference.digest().is_some_and(|digest| self.service.content().has(&digest));
         let resolved = self.session.resolve(head).await;
         let root = match resolved.map_err(|attempts| self.failed("manifest", attempts))? {
             Resolved::Digest(digest) => {
-                if let Some(image) = known.filter(|image| image.digests.contains(&self.reference.with_digest(&digest)))
-                {
+                // Looked up anew: it may have been removed or moved while the registry was asked.
+                let named = self.reference.with_digest(&digest);
+                if let Some(image) = self.service.find(&self.name).filter(|image| image.digests.contains(&named)) {
                     return Ok(image);
                 }
                 self.document(digest, None).await?

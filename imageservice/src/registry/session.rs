@@ -26,7 +26,7 @@ use super::{
 };
 use crate::reference::Reference;
 
-/// What is accepted under `/manifests/`; the order of [`crate::manifest::ACCEPT`].
+/// What is accepted under `/manifests/`, best first: the media types of `manifest.rs`, and whatever old registries send instead.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 /// Tries at the last endpoint there is to ask; the others are given one.

@@ -61,7 +61,7 @@ pub(super) fn open(config: Config) -> Result<ImageService, OpenError> {
     let wanted: HashSet<Digest> = records.values().flat_map(Record::layers).copied().collect();
     layers.collect(std::time::Instant::now(), |id| wanted.contains(id));
 
-    let pulls = Pulls::open(&config)?;
+    let pulls = Pulls::new(&config);
     let view = RwLock::new(Arc::new(View::new(records.values())));
     Ok(ImageService {
         config,

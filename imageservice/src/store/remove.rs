@@ -88,17 +88,18 @@ impl ImageService {
         Ok(Removed { id: Some(id), tags: before.tags, digests: before.digests, freed, in_use })
     }
 
-    /// Collects what nothing names: layers left by pulls that broke off more than ten minutes ago. Memory and a rename each; for a
-    /// slow timer. Returns whether younger ones are waiting.
-    pub fn collect_idle(&self) -> bool {
+    /// Collects what nothing names: layers left by pulls that broke off more than ten minutes ago. Memory and a rename each.
+    pub(crate) fn collect_idle(&self) {
         let changing = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        self.collect_waiting(&changing)
+        self.collect_waiting(&changing);
     }
 
-    pub(super) fn collect_waiting(&self, _changing: &MutexGuard<'_, ()>) -> bool {
+    pub(super) fn collect_waiting(&self, _changing: &MutexGuard<'_, ()>) {
         let wanted = layers_of(&self.state());
-        let cutoff = Instant::now().checked_sub(RETRY_WINDOW);
-        cutoff.is_none_or(|cutoff| self.layers.collect(cutoff, |id| wanted.contains(id)).1)
+        // A machine that has not run that long has nothing to collect yet.
+        if let Some(cutoff) = Instant::now().checked_sub(RETRY_WINDOW) {
+            self.layers.collect(cutoff, |id| wanted.contains(id));
+        }
     }
 
     /// After the last snapshot on a removed image: drops the claim on its layers.
@@ -134,7 +135,7 @@ impl ImageService {
         let blobs: HashSet<Digest> = state.records.values().flat_map(|record| &record.blobs).copied().collect();
         drop(state);
         let own: HashSet<Digest> = gone.layers().copied().collect();
-        let (mut freed, _) = self.layers.collect(Instant::now(), |id| layers.contains(id) || !own.contains(id));
+        let mut freed = self.layers.collect(Instant::now(), |id| layers.contains(id) || !own.contains(id));
         for blob in gone.blobs.iter().filter(|blob| !blobs.contains(blob)) {
             let size = self.content.size(blob);
             match self.content.remove(blob) {
