@@ -16,6 +16,7 @@ mod poller;
 mod record;
 mod requests;
 mod setup;
+mod template;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -68,12 +69,16 @@ struct Supervisor {
     lingering_since: Instant,
     waiting: Vec<(Ticket, Farewell)>,
     scratch: Scratch,
+    /// When memory that a launch or a burst of execs has touched is given back.
+    tidy_at: Option<Instant>,
     /// A request has asked this process to end without a container.
     dismissed: bool,
 }
 
 /// How often abandoned leaf cgroups are looked after.
 const LINGERING: Duration = Duration::from_secs(5);
+/// Memory is given back this long after it was last needed: never between a launch and its start.
+const TIDY: Duration = Duration::from_millis(100);
 /// How often SIGKILL is repeated to what does not die.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 
@@ -235,7 +240,7 @@ impl Supervisor {
         };
         let lingering = (!self.lingering.is_empty()).then(|| self.lingering_since + LINGERING);
         let execs = self.execs.iter().filter_map(Exec::deadline);
-        execs.chain(phase).chain(self.scratch.deadline()).chain(lingering).min()
+        execs.chain(phase).chain(self.scratch.deadline()).chain(lingering).chain(self.tidy_at).min()
     }
 
     /// Does what the clock and the last events ask for.
@@ -252,8 +257,13 @@ impl Supervisor {
                 output.narrow();
             }
             if self.scratch.release() {
-                keelson_sys::memory::trim();
+                self.tidy_at = Some(now);
             }
+        }
+        if self.tidy_at.is_some_and(|at| at <= now) {
+            self.tidy_at = None;
+            keelson_sys::memory::trim();
+            keelson_sys::memory::drop_unused_stack();
         }
     }
 
@@ -275,12 +285,9 @@ impl Supervisor {
         for id in over {
             let Some(at) = self.execs.iter().position(|exec| exec.id == id) else { continue };
             let (ticket, result, leaf) = self.execs.swap_remove(at).finish();
-            let large = result.stdout.len() + result.stderr.len() > 64 * 1024;
             self.reply(ticket, Outcome::Exec(result));
             self.lingering.push(leaf);
-            if large {
-                keelson_sys::memory::trim();
-            }
+            self.tidy_at = Some(now + TIDY);
         }
         if !self.lingering.is_empty() && (answered || self.lingering_since + LINGERING <= now) {
             self.sweep(now);

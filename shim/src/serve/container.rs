@@ -10,7 +10,7 @@ use keelson_api::shim::{Failure, FailureKind, Launch, Stdio};
 use keelson_shim::launch::{
     self, ChildStdio, CreateRequest, Created, ExecRequest, ExecTarget, Execed, Gate, OverlayRootfs,
 };
-use keelson_shim::spec::{Process, Spec};
+use keelson_shim::spec::Spec;
 use rustix::fs::{Mode, OFlags};
 use rustix::io;
 use rustix::pipe::PipeFlags;
@@ -18,6 +18,7 @@ use rustix::pipe::PipeFlags;
 use super::failure;
 use super::log::{DEFAULT_MAX, Log, Stream};
 use super::output::Output;
+use super::template::Template;
 use crate::owner;
 
 /// A container.
@@ -25,9 +26,8 @@ pub(super) struct Container {
     pub(super) created: Created,
     target: ExecTarget,
     /// What execs run as; absent when the init is the built-in one.
-    process: Option<Process>,
-    env: Vec<Vec<u8>>,
-    seccomp: Vec<u8>,
+    template: Option<Template>,
+    seccomp: Box<[u8]>,
     clamp_oom_score: bool,
     /// Host user and group of the process: its pipes are theirs.
     owner: (u32, u32),
@@ -105,9 +105,8 @@ impl Container {
         Ok(Container {
             created,
             target,
-            process: spec.process,
-            env: call.env,
-            seccomp,
+            template: spec.process.as_ref().map(|process| Template::fold(process, &call.env)),
+            seccomp: seccomp.into(),
             clamp_oom_score: call.clamp_oom_score,
             owner,
             log,
@@ -123,19 +122,20 @@ impl Container {
 
     /// Runs `args` as the init's user, with its environment, rights and limits; returns it with its output's reading ends.
     pub(super) fn exec(&self, exec_id: &str, args: Vec<String>) -> Result<(Execed, OwnedFd, OwnedFd), Failure> {
-        let Some(own) = &self.process else {
+        let Some(template) = &self.template else {
             return Err(failure("exec", exec_id, FailureKind::State, &NoProcess));
         };
+        let (process, env) =
+            template.unfold(args).map_err(|error| failure("exec", exec_id, FailureKind::System, &error))?;
         let streams = || -> io::Result<_> { Ok((null()?, pipe(self.owner)?, pipe(self.owner)?)) };
         let (stdin, stdout, stderr) =
             streams().map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
-        let process = Process { args, terminal: false, ..own.clone() };
         let execed = launch::exec(ExecRequest {
             target: &self.target,
             process: &process,
-            env: (!self.env.is_empty()).then_some(self.env.as_slice()),
+            env: (!env.is_empty()).then_some(env.as_slice()),
             exec_id,
-            seccomp: Some(&self.seccomp).filter(|program| !program.is_empty()).map(Vec::as_slice),
+            seccomp: (!self.seccomp.is_empty()).then_some(&self.seccomp),
             clamp_oom_score: self.clamp_oom_score,
             stdio: ChildStdio::Fds { stdin, stdout: stdout.1, stderr: stderr.1 },
         })

@@ -13,7 +13,7 @@ use super::exec::Exec;
 use super::log::Stream;
 use super::phase::{Denied, End, Phase, Step, decide};
 use super::poller::{Interest, Token};
-use super::{Farewell, Supervisor, Ticket, failure};
+use super::{Farewell, Supervisor, TIDY, Ticket, failure};
 use crate::clock;
 
 impl Supervisor {
@@ -70,7 +70,7 @@ impl Supervisor {
             })?;
         }
         self.phase = Phase::Created { container };
-        keelson_sys::memory::trim();
+        self.tidy_at = Some(Instant::now() + TIDY);
         Ok(())
     }
 
@@ -79,6 +79,7 @@ impl Supervisor {
         match container.start() {
             Ok(()) => {
                 self.phase.started(clock::now());
+                self.tidy_at = Some(now + TIDY);
                 Ok(())
             }
             Err(failure) => {

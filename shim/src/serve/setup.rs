@@ -52,6 +52,8 @@ pub(super) fn supervisor(id: &str) -> Result<Supervisor, ServeError> {
     poller.add(&listener, Token::Listener, Interest::READ).map_err(act("watch shim.sock"))?;
     let pid = rustix::process::getpid().as_raw_pid();
     record::put(PID_FILE, format!("{pid}\n").as_bytes()).map_err(act("write shim.pid"))?;
+    // Asked while the daemon prepares its first request. A failure shows in the launch, where it can be told.
+    let _ = keelson_shim::cgroup::detect();
     let mut supervisor = Supervisor {
         id: id.to_owned(),
         poller,
@@ -65,6 +67,7 @@ pub(super) fn supervisor(id: &str) -> Result<Supervisor, ServeError> {
         lingering_since: std::time::Instant::now(),
         waiting: Vec::new(),
         scratch: Scratch::default(),
+        tidy_at: None,
         dismissed: false,
     };
     supervisor.welcome(first).map_err(act("watch the daemon's connection"))?;
