@@ -17,6 +17,17 @@ pub fn thrifty() {
     }
 }
 
+/// Allows at most `count` arenas, for a program with many threads. Does nothing where the C library has none.
+pub fn limit_arenas(count: i32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers and is thread-safe.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, count)
+    };
+    #[cfg(not(target_env = "gnu"))]
+    let _ = count;
+}
+
 /// Gives back what is free now.
 pub fn trim() {
     // SAFETY: malloc_trim takes an integer and is thread-safe.

@@ -134,7 +134,7 @@ impl<'a> Mounts<'a> {
 
     /// v2: the kernel's own view. v1: a folder of the container's cgroups, one bind for each hierarchy.
     fn cgroup(&self, mount: &Mount, options: Options, ops: &mut Vec<Op>) -> Result<(), LaunchError> {
-        let dirs = self.cgroup.map(hierarchy_dirs).transpose()?.unwrap_or_default();
+        let dirs = self.cgroup.map(cgroup::Handle::controller_dirs).unwrap_or_default();
         if dirs.is_empty() {
             let v2 = Mount { kind: "cgroup2".to_owned(), source: String::new(), ..mount.clone() };
             ops.push(self.filesystem(&v2, options)?);
@@ -176,30 +176,6 @@ impl<'a> Mounts<'a> {
     }
 }
 
-/// The container's cgroup in each hierarchy, by the name of the hierarchy's mount; empty on a v2 machine.
-fn hierarchy_dirs(handle: &cgroup::Handle) -> Result<Vec<(String, PathBuf)>, LaunchError> {
-    let mode = cgroup::detect().map_err(|error| super::place::cgroup_failed("find cgroups", &error))?.mode();
-    if mode == cgroup::Mode::V2 {
-        return Ok(Vec::new());
-    }
-    let text = std::fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|error| LaunchError::invalid("find cgroups", "/proc/self/mountinfo", error.to_string()))?;
-    let path = handle.paths().path;
-    Ok(hierarchy_mounts(&text).map(|(name, mount)| (name, PathBuf::from(format!("{mount}{path}")))).collect())
-}
-
-/// Name and mount point of each hierarchy that is mounted whole.
-fn hierarchy_mounts(mountinfo: &str) -> impl Iterator<Item = (String, &str)> {
-    mountinfo.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut fields = left.split(' ').skip(3);
-        let (root, mount) = (fields.next()?, fields.next()?);
-        let kind = right.split(' ').next()?;
-        let name = mount.rsplit('/').next()?;
-        (matches!(kind, "cgroup" | "cgroup2") && root == "/").then(|| (name.to_owned(), mount))
-    })
-}
-
 fn trimmed(path: &str) -> &str {
     match path.trim_end_matches('/') {
         "" => "/",
@@ -221,25 +197,4 @@ fn adjust(tree: &OwnedFd, options: &Options) -> rustix::io::Result<()> {
         return Ok(());
     }
     mount::set_attributes(tree.as_fd(), options.attributes, None, false)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hierarchies_are_found_by_their_mounts() {
-        let text = "30 1 0:1 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
-                    31 30 0:2 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:1 - cgroup cgroup rw,cpu,cpuacct\n\
-                    32 30 0:3 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
-                    33 1 0:2 /pod /mnt/bound rw - cgroup cgroup rw,cpu,cpuacct\n";
-        let found: Vec<_> = hierarchy_mounts(text).collect();
-        assert_eq!(
-            found,
-            [
-                ("cpu,cpuacct".to_owned(), "/sys/fs/cgroup/cpu,cpuacct"),
-                ("unified".to_owned(), "/sys/fs/cgroup/unified")
-            ]
-        );
-    }
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use keelson_shim::launch::{
@@ -16,6 +17,9 @@ use keelson_sys::pidfd::{self, Exit};
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: &str = "sh cat id ls echo grep hostname mount umount stat touch test sleep env head true false ps readlink tr wc \
                        mkdir mknod chroot sort pwd tty stty dd kill rm ln uname date seq printf";
+
+/// Read while a child of this process may hold copies of its descriptors, written while a program is: or its exec is ETXTBSY.
+static CLONES: RwLock<()> = RwLock::new(());
 
 /// Folders of one container, gone with it.
 pub(crate) struct Bundle {
@@ -100,6 +104,7 @@ impl Bundle {
     }
 
     pub(crate) fn create_with(&self, stdio: ChildStdio, gate: Gate) -> Result<Created, LaunchError> {
+        let _shared = CLONES.read();
         launch::create(CreateRequest {
             id: &self.id,
             bundle: self.folder.path(),
@@ -213,15 +218,18 @@ impl<'a> Running<'a> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let (stdio, output) = pipes();
         let exec_id = format!("e{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let execed = launch::exec(ExecRequest {
-            target: &self.target,
-            process,
-            env: None,
-            exec_id: &exec_id,
-            seccomp: None,
-            clamp_oom_score: true,
-            stdio,
-        })?;
+        let execed = {
+            let _shared = CLONES.read();
+            launch::exec(ExecRequest {
+                target: &self.target,
+                process,
+                env: None,
+                exec_id: &exec_id,
+                seccomp: None,
+                clamp_oom_score: true,
+                stdio,
+            })?
+        };
         let (out, err) = output.read();
         let exit = pidfd::wait(&execed.pidfd).expect("reap");
         execed.leaf.remove().expect("remove leaf");
@@ -295,7 +303,10 @@ pub(crate) fn make_rootfs(rootfs: &Path) {
         fs::create_dir_all(rootfs.join(name)).unwrap();
     }
     let busybox = rootfs.join("bin/busybox");
-    fs::copy(BUSYBOX, &busybox).expect("busybox-static is installed");
+    {
+        let _no_child_holds_it_open = CLONES.write();
+        fs::copy(BUSYBOX, &busybox).expect("busybox-static is installed");
+    }
     for applet in APPLETS.split_ascii_whitespace() {
         symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
     }

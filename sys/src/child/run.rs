@@ -20,14 +20,15 @@ pub(super) unsafe extern "C" fn entry(start: *mut c_void) -> ! {
     let start: *const Start<'_> = start.cast();
     // SAFETY: `fork` and `run` pass a Start that lives as long as this child needs it, copied or with the parent suspended.
     let start = unsafe { &*start };
-    let mut child = State { places: Places::new(), socket: start.socket, change_directory_again: false };
+    let mut child =
+        State { places: Places::new(), socket: start.socket, starter: false, change_directory_again: false };
     if start.others >= 0 {
         raw::close(start.others);
     }
     raw::umask(0);
     for (index, op) in (0..).zip(start.ops) {
         if let Err((part, errno)) = child.perform(op) {
-            fail(start, child.socket, Report { op: index, part, errno: errno.raw_os_error() });
+            fail(start, &child, Report { op: index, part, errno: errno.raw_os_error() });
         }
     }
     raw::exit(127)
@@ -56,16 +57,16 @@ unsafe fn clone_inside(start: *mut Start<'_>) -> io::Result<i32> {
     unsafe { raw::clone3_call(arguments, entry, start.cast()) }
 }
 
-fn fail(start: &Start<'_>, socket: i32, report: Report) -> ! {
+fn fail(start: &Start<'_>, child: &State, report: Report) -> ! {
     if start.report.is_null() {
         let mut bytes = [0_u8; super::MESSAGE_MAX];
         bytes[..4].copy_from_slice(&report.op.to_ne_bytes());
         bytes[4..8].copy_from_slice(&report.part.to_ne_bytes());
         bytes[8..12].copy_from_slice(&report.errno.to_ne_bytes());
-        let words = if socket == start.socket { &[] } else { words_for(start.ops, report.op) };
+        let words = if child.starter { words_for(start.ops, report.op) } else { &[] };
         let length = words.len().min(bytes.len() - 12);
         bytes[12..12 + length].copy_from_slice(&words[..length]);
-        let _ = raw::write(socket, &bytes[..12 + length]);
+        let _ = raw::write(child.socket, &bytes[..12 + length]);
     } else {
         // SAFETY: the parent, suspended, waits with a Report of its own behind this pointer.
         unsafe { start.report.write_volatile(report) };
@@ -86,7 +87,10 @@ fn words_for(ops: &[Op], failed: u32) -> &[u8] {
 
 struct State {
     places: Places,
+    /// To the parent, or to whoever started us.
     socket: i32,
+    /// It is the latter.
+    starter: bool,
     change_directory_again: bool,
 }
 
@@ -210,6 +214,7 @@ impl State {
             // One that goes away without a word has changed its mind.
             if raw::read(starter, &mut word) == Ok(1) {
                 self.socket = starter;
+                self.starter = true;
                 return Ok(());
             }
             raw::close(starter);
