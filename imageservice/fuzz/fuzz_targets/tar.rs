@@ -1,5 +1,5 @@
 //! Any tar, told honestly by its digest: importing it never panics, never touches what is beside the store, and can be undone.
-//! Run as root, with TMPDIR on a tmpfs: `TMPDIR=/dev/shm cargo +nightly fuzz run tar`.
+//! Runs as root, best with TMPDIR on a tmpfs.
 #![no_main]
 
 use std::sync::LazyLock;

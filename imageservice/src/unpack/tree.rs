@@ -27,7 +27,7 @@ const OPEN: usize = 24;
 const LINKS: u32 = 40;
 
 /// Steps that following links may cost one layer: chains of long links would otherwise take more than linear time.
-const LINK_STEPS: u64 = 4_000_000;
+const LINK_STEPS: u64 = 1_000_000;
 
 /// Mode of a directory until it gets its own.
 const MODE: u32 = 0o755;
