@@ -4,7 +4,8 @@
 //!
 //! Assumptions, each with a test of its number (`assumption_N_..`):
 //! 1. Records in the state folder belong to this boot exactly when its `boot_id` is the kernel's. Else nothing in it is true.
-//! 2. In the same boot a file is newer than its row. A row without a file is from before: as after a reboot.
+//! 2. In the same boot a file is newer than its row, and a row without a file was removed: rows are written and deleted behind.
+//!    After a reboot the files of what is kept are written first, then the boot's id, so that this holds from the first moment.
 //! 3. After a reboot no process, mount or namespace of ours is left: sandboxes are not ready, containers ended unseen (255), and
 //!    what lives on disk or in the network's records is given back.
 //! 4. A sandbox or container recorded as being created was never told to anybody: it is undone, and a retry makes another.

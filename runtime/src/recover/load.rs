@@ -43,6 +43,10 @@ pub(super) fn load(shared: &Shared) -> Result<Records, OpenError> {
     let durable = shared.store.durable()?;
     // Assumptions 2 and 3.
     for mut record in durable.sandboxes.into_iter().filter(|record| !here.contains(&record.id)) {
+        if same {
+            shared.store.forget_sandbox(&record.id);
+            continue;
+        }
         match record.state.after_reboot() {
             Some(state) => {
                 record.state = state;
@@ -52,7 +56,11 @@ pub(super) fn load(shared: &Shared) -> Result<Records, OpenError> {
         }
     }
     for record in durable.containers.into_iter().filter(|record| !there.contains(&record.id)) {
-        records.containers.push(after_reboot(record));
+        if same {
+            shared.store.forget_container(&record.id);
+        } else {
+            records.containers.push(after_reboot(record));
+        }
     }
     // From here on files and rows agree again, also when the database was begun anew.
     for record in &records.sandboxes {
