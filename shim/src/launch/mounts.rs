@@ -41,12 +41,14 @@ pub(super) struct Mounts<'a> {
     pub(super) mappings: (&'a [IdMapping], &'a [IdMapping]),
     /// The container's cgroup; none yet with the systemd driver.
     pub(super) cgroup: Option<&'a cgroup::Handle>,
+    /// Where systemd is going to make it.
+    pub(super) expected: Option<cgroup::Handle>,
     namespaces: HashMap<String, OwnedFd>,
 }
 
 impl<'a> Mounts<'a> {
     pub(super) fn new(bundle: &'a Path, label: &'a str, mappings: (&'a [IdMapping], &'a [IdMapping])) -> Mounts<'a> {
-        Mounts { bundle, label, mappings, cgroup: None, namespaces: HashMap::new() }
+        Mounts { bundle, label, mappings, cgroup: None, expected: None, namespaces: HashMap::new() }
     }
 
     pub(super) fn operations(&mut self, mounts: &[Mount]) -> Result<Vec<Op>, LaunchError> {
@@ -134,7 +136,10 @@ impl<'a> Mounts<'a> {
 
     /// v2: the kernel's own view. v1: a folder of the container's cgroups, one bind for each hierarchy.
     fn cgroup(&self, mount: &Mount, options: Options, ops: &mut Vec<Op>) -> Result<(), LaunchError> {
-        let dirs = self.cgroup.map(cgroup::Handle::controller_dirs).unwrap_or_default();
+        let dirs = match self.cgroup {
+            Some(handle) => handle.controller_dirs(),
+            None => self.expected.iter().flat_map(cgroup::Handle::controller_dirs).collect(),
+        };
         if dirs.is_empty() {
             let v2 = Mount { kind: "cgroup2".to_owned(), source: String::new(), ..mount.clone() };
             ops.push(self.filesystem(&v2, options)?);
@@ -150,14 +155,15 @@ impl<'a> Mounts<'a> {
         };
         let (mut trees, mut links) = (Vec::new(), Vec::new());
         for (name, path) in dirs {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let failed = |errno| LaunchError::system("open cgroup", path.display().to_string(), errno);
-            let tree = open_tree(CWD, &path, flags).map_err(failed)?;
-            mount::set_attributes(tree.as_fd(), attributes, Some(Propagation::Private), false).map_err(failed)?;
+            let source = match self.cgroup {
+                Some(_) => MountSource::Tree(hierarchy(&path, attributes)?),
+                // Where systemd has yet to make the cgroup, its place in the hierarchy is the container's cgroup namespace's root.
+                None => hierarchy_of(&name, attributes)?,
+            };
             for alias in name.split(',').filter(|_| name.contains(',')) {
                 links.push((c_string(STEP, alias)?, c_string(STEP, &name)?));
             }
-            trees.push((c_string(STEP, &name)?, tree));
+            trees.push((c_string(STEP, &name)?, source));
         }
         let target = c_string(STEP, trimmed(&mount.destination))?;
         let folder = Box::new(Place { source: folder, target, node: Node::Folder, no_symlinks: true, on_proc: true });
@@ -174,6 +180,43 @@ impl<'a> Mounts<'a> {
         let target = c_string(STEP, trimmed(target))?;
         Ok(Op::Mount(Box::new(Place { source, target, node, no_symlinks: false, on_proc })))
     }
+}
+
+/// One version 1 hierarchy (or the unified one beside them), as the container's cgroup in it.
+fn hierarchy(path: &Path, attributes: Attributes) -> Result<OwnedFd, LaunchError> {
+    let failed = |errno| LaunchError::system("open cgroup", path.display().to_string(), errno);
+    let tree =
+        open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map_err(failed)?;
+    mount::set_attributes(tree.as_fd(), attributes, Some(Propagation::Private), false).map_err(failed)?;
+    Ok(tree)
+}
+
+/// The same by the kernel, from the name of the hierarchy's mount.
+fn hierarchy_of(name: &str, attributes: Attributes) -> Result<MountSource, LaunchError> {
+    const CONTROLLERS: [&str; 13] = [
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "memory",
+        "devices",
+        "freezer",
+        "blkio",
+        "pids",
+        "hugetlb",
+        "rdma",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+    ];
+    let (kind, parameters) = if name == "unified" {
+        (c"cgroup2", Vec::new())
+    } else if name.split(',').all(|part| CONTROLLERS.contains(&part)) {
+        (c"cgroup", name.split(',').map(|part| c_string(STEP, part).map(Parameter::Flag)).collect::<Result<_, _>>()?)
+    } else {
+        let named = Parameter::Value(c"name".into(), c_string(STEP, name)?);
+        (c"cgroup", vec![Parameter::Flag(c"none".into()), named])
+    };
+    Ok(MountSource::New { kind: kind.into(), parameters, attributes, propagation: None })
 }
 
 fn trimmed(path: &str) -> &str {

@@ -16,11 +16,7 @@ pub(super) enum Cgroup {
 
 impl Cgroup {
     pub(super) fn make(request: &CreateRequest<'_>, linux: &Linux) -> Result<Cgroup, LaunchError> {
-        let path = if linux.cgroups_path.is_empty() {
-            cgroup::default_path(request.id, request.systemd_cgroup)
-        } else {
-            linux.cgroups_path.clone()
-        };
+        let path = path(request, linux);
         if request.systemd_cgroup {
             return Ok(Cgroup::Later(path));
         }
@@ -59,4 +55,18 @@ impl Cgroup {
 
 pub(super) fn cgroup_failed(step: &'static str, error: &cgroup::CgroupError) -> LaunchError {
     LaunchError::invalid(step, "", super::chain(error))
+}
+
+/// The cgroup that systemd is going to make; nothing of it exists yet.
+pub(super) fn expected(request: &CreateRequest<'_>, linux: &Linux) -> Result<cgroup::Handle, LaunchError> {
+    Location::parse(&path(request, linux), true)
+        .and_then(|location| cgroup::Handle::at(&location))
+        .map_err(|error| cgroup_failed("find cgroup", &error))
+}
+
+fn path(request: &CreateRequest<'_>, linux: &Linux) -> String {
+    if linux.cgroups_path.is_empty() {
+        return cgroup::default_path(request.id, request.systemd_cgroup);
+    }
+    linux.cgroups_path.clone()
 }

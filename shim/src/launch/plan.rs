@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::mounts::Mounts;
-use super::place::cgroup_failed;
+use super::place::{self, cgroup_failed};
 use super::process::{self, Filter, Wanted};
 use super::{
     ChildStdio, CreateRequest, Gate, LaunchError, Namespaces, c_string, devices, hooks, idmap, lsm, options, rootfs,
@@ -172,6 +172,9 @@ fn build_root(ops: &mut Vec<Op>, subject: &Subject<'_>, handle: Option<&cgroup::
     });
     let mut mounts = Mounts::new(request.bundle, &linux.mount_label, mappings);
     mounts.cgroup = handle;
+    if handle.is_none() {
+        mounts.expected = Some(place::expected(request, linux)?);
+    }
     if !request.volumes.is_empty() {
         let paths =
             request.volumes.iter().map(|path| c_string("create volume folder", path)).collect::<Result<_, _>>()?;

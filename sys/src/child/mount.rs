@@ -5,7 +5,7 @@
 
 use core::ffi::CStr;
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use rustix::io::{self, Errno};
 
@@ -85,14 +85,16 @@ impl Places {
     pub(super) fn shelf(
         &self,
         folder: &Mount,
-        trees: &[(CString, OwnedFd)],
+        trees: &[(CString, MountSource)],
         links: &[(CString, CString)],
         read_only: bool,
     ) -> Result<(), (u32, Errno)> {
         let shelf = self.attach(folder)?;
         let whole = |errno| (part::ATTACH, errno);
-        for (name, tree) in trees {
-            make_and_attach(tree.as_raw_fd(), shelf, name).map_err(whole)?;
+        for (name, source) in trees {
+            let tree = tree_of(source)?;
+            make_and_attach(tree, shelf, name).map_err(whole)?;
+            raw::close(tree);
         }
         for (name, target) in links {
             raw::symlinkat(target, shelf, name).map_err(whole)?;

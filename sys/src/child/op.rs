@@ -39,7 +39,7 @@ pub enum Op {
     /// A filesystem.
     Mount(Box<Mount>),
     /// A filesystem (a small one, of memory) with trees mounted on folders of it and links beside them, in the end read-only.
-    Shelf { folder: Box<Mount>, trees: Vec<(CString, OwnedFd)>, links: Vec<(CString, CString)>, read_only: bool },
+    Shelf { folder: Box<Mount>, trees: Vec<(CString, MountSource)>, links: Vec<(CString, CString)>, read_only: bool },
     /// Device nodes.
     Devices(Vec<Device>),
     /// Symbolic links: path, target.
