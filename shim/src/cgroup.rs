@@ -138,8 +138,10 @@ impl Handle {
     /// For mounts inside the container, where cgroup v1 is a folder of hierarchies: the name of each below /sys/fs/cgroup and
     /// the container's directory in it. Empty on a machine with v2 only.
     pub fn controller_dirs(&self) -> Vec<(String, PathBuf)> {
-        let mounts = self.hierarchies.v1_mounts();
-        let mounts = mounts.chain(self.hierarchies.unified().filter(|_| self.hierarchies.mode() == Mode::Hybrid));
+        if self.hierarchies.mode() == Mode::V2 {
+            return Vec::new();
+        }
+        let mounts = self.hierarchies.v1_mounts().chain(self.hierarchies.unified());
         let name = |mount: &str| mount.rsplit('/').next().unwrap_or_default().to_owned();
         mounts.map(|mount| (name(mount), PathBuf::from(format!("{mount}{}", self.path)))).collect()
     }

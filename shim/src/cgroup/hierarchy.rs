@@ -126,10 +126,12 @@ impl Hierarchies {
 
     /// How they are mounted.
     pub fn mode(&self) -> Mode {
-        match (self.v1.is_empty(), &self.unified) {
-            (true, _) => Mode::V2,
+        let named = |subsystems: &[String]| subsystems.iter().all(|subsystem| subsystem.starts_with("name="));
+        match (self.v1.iter().all(|(_, subsystems)| named(subsystems)), &self.unified) {
+            // A hierarchy that is only a name, such as systemd's, limits nothing.
+            (true, Some(_)) => Mode::V2,
             (false, Some(_)) => Mode::Hybrid,
-            (false, None) => Mode::V1,
+            (_, None) => Mode::V1,
         }
     }
 
@@ -220,6 +222,8 @@ mod tests {
     fn modes_follow_the_mounts() {
         let only_two = "1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(Hierarchies::parse(only_two).unwrap().mode(), Mode::V2);
+        let named = "1 1 0:1 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
+        assert_eq!(Hierarchies::parse(&format!("{named}{only_two}")).unwrap().mode(), Mode::V2);
         let only_one = "1 1 0:1 / /cg rw - cgroup cgroup rw,memory\n";
         assert_eq!(Hierarchies::parse(only_one).unwrap().mode(), Mode::V1);
         assert!(matches!(Hierarchies::parse("1 1 0:1 / / rw - ext4 /dev/vda rw\n"), Err(CgroupError::NoHierarchies)));
