@@ -28,10 +28,11 @@ build: deps ## Release binaries: target/release/keelson and target/release/keels
 	install -m 0755 target/$(TARGET)/shim/keelson-shim target/release/keelson-shim
 
 .PHONY: dev
-dev: deps ## Debug binaries: target/debug/keelson and target/debug/keelson-shim
+dev: deps ## Debug binaries, the shim static as in production: target/node/keelson and target/node/keelson-shim
 	$(BUILD_SHIM)
 	cargo build -p keelson
-	install -m 0755 target/$(TARGET)/debug/keelson-shim target/debug/keelson-shim
+	@mkdir -p target/node
+	install -m 0755 target/debug/keelson target/$(TARGET)/debug/keelson-shim target/node/
 
 .PHONY: run
 run: build ## The main job: a node on scratch state, a first pod, its output. make run IMAGE=docker.io/library/nginx:latest
@@ -51,6 +52,14 @@ test: ## Everything that must pass: unit, property, privileged, e2e scenarios
 	@$(MAKE) --no-print-directory dev
 	@e2e/tools/run-tests
 
+.PHONY: critest
+critest: ## critest against a debug node: make critest CRITEST="--parallel 4"
+	@deploy/install-deps build test
+	@$(MAKE) --no-print-directory dev
+	cargo build -q -p keelson-e2e
+	target/debug/keelson-e2e images
+	target/debug/keelson-e2e critest $(CRITEST)
+
 .PHONY: check
 check: ## Format, clippy with the workspace lints, licences and sources, docs
 	@deploy/install-deps build check
@@ -68,7 +77,7 @@ bench-peers: ## Build containerd, runc and CNI plugins (Go modules) and install 
 bench: build bench-peers ## H1 H3 H4 H5 H8 against the peers, interleaved: a table and JSON
 	cargo build --release -p keelson-e2e
 	target/release/keelson-e2e images busybox
-	target/release/keelson-e2e bench $(BENCH)
+	KEELSON_BIN_DIR=$(CURDIR)/target/release target/release/keelson-e2e bench $(BENCH)
 
 .PHONY: images
 images: ## Build the test images from Debian packages into the cache folder

@@ -40,10 +40,10 @@ pub struct Cri {
     pub images: ImageServiceClient<Channel>,
 }
 
-/// A built binary of this workspace: `$KEELSON_BIN_DIR`, else the debug folder.
+/// A built binary of this workspace: in `$KEELSON_BIN_DIR`, else where `make dev` puts them.
 pub fn binary(name: &str) -> PathBuf {
     let dir = std::env::var_os("KEELSON_BIN_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug"), PathBuf::from);
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/node"), PathBuf::from);
     dir.join(name)
 }
 
