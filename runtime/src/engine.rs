@@ -350,6 +350,7 @@ impl Engine {
             tracing::warn!("operations under way did not end in time: the next start finishes them");
         }
         tasks.shutdown().await;
+        self.shared.drop_reapers();
         let shared = Arc::clone(&self.shared);
         blocking(move || {
             shared.store.flush();

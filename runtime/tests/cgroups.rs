@@ -21,7 +21,8 @@ const V1: [&str; 9] = [
     "pids/pids.max",
     "memory/memory.soft_limit_in_bytes",
 ];
-const V2: [&str; 7] = ["cpu.weight", "cpu.max", "cpuset.cpus", "cpuset.mems", "memory.max", "memory.swap.max", "pids.max"];
+const V2: [&str; 7] =
+    ["cpu.weight", "cpu.max", "cpuset.cpus", "cpuset.mems", "memory.max", "memory.swap.max", "pids.max"];
 
 fn read(mode: Mode, name: &str) -> BTreeMap<&'static str, String> {
     let root = Path::new("/sys/fs/cgroup");
@@ -29,7 +30,9 @@ fn read(mode: Mode, name: &str) -> BTreeMap<&'static str, String> {
         Mode::V2 => V2.iter().map(|file| (*file, root.join(name).join(file))).collect(),
         Mode::V1 | Mode::Hybrid => V1
             .iter()
-            .filter_map(|file| file.split_once('/').map(|(controller, leaf)| (*file, root.join(controller).join(name).join(leaf))))
+            .filter_map(|file| {
+                file.split_once('/').map(|(controller, leaf)| (*file, root.join(controller).join(name).join(leaf)))
+            })
             .collect(),
     };
     files.into_iter().map(|(file, path)| (file, fs::read_to_string(path).unwrap_or_default())).collect()
@@ -54,13 +57,24 @@ fn privileged_the_kernel_holds_the_same_limits_whoever_wrote_them() {
     ];
     for (number, case) in cases.into_iter().enumerate() {
         let names = ["ours", "theirs"].map(|who| format!("keelson-oracle-{}-{number}-{who}", std::process::id()));
-        let make = |name: &str| Handle::create(&Location::Path(&format!("/{name}")), &serde_json::from_str("{}").unwrap()).unwrap();
+        let make = |name: &str| {
+            Handle::create(&Location::Path(&format!("/{name}")), &serde_json::from_str("{}").unwrap()).unwrap()
+        };
         let handles = names.each_ref().map(|name| make(name));
         let [ours, theirs] = &handles;
         ours.update(&serde_json::from_str(case).unwrap()).unwrap();
-        let config = CgroupConfig { cgroup_path: format!("/{}", names[1]).into(), systemd_cgroup: false, container_name: "x".into() };
+        let config = CgroupConfig {
+            cgroup_path: format!("/{}", names[1]).into(),
+            systemd_cgroup: false,
+            container_name: "x".into(),
+        };
         let resources: LinuxResources = serde_json::from_str(case).unwrap();
-        let options = ControllerOpt { resources: &resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+        let options = ControllerOpt {
+            resources: &resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        };
         let applied = create_cgroup_manager(config).unwrap().apply(&options);
         let held = names.each_ref().map(|name| read(mode, name));
         // Taken away before anything is said.

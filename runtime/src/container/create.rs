@@ -25,7 +25,7 @@ use crate::{
     users::{self, UserError, rootfs::RootView},
 };
 
-/// Reads replies until the shim is gone, then reaps it.
+/// Reads replies until the shim is gone.
 pub(crate) type Watch = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Everything a container is made from.
@@ -78,13 +78,13 @@ async fn attempt(shared: &Arc<Shared>, order: Order) -> Result<Made, ContainerEr
     };
     let stream = tokio::net::UnixStream::from_std(prepared.stream).map_err(failed(&id, "talk to shim"))?;
     let (client, read) = ShimClient::attach(id.as_str(), stream);
-    let mut watch: Watch = {
-        let id = id.clone();
-        Box::pin(async move {
-            read.await;
-            spawn::reap(id.as_str(), prepared.pidfd).await;
-        })
-    };
+    let (close, closed) = tokio::sync::oneshot::channel();
+    shared.spawn_reaper(spawn::reap(id.to_string(), prepared.pidfd, closed));
+    let mut watch: Watch = Box::pin(async move {
+        read.await;
+        // The reaper may have seen its end already.
+        let _ = close.send(());
+    });
     // The watch must be polled for the answer to come.
     let launched = tokio::select! {
         launched = client.launch(prepared.launch) => launched.map_err(failed(&id, "launch")),

@@ -8,7 +8,11 @@ use keelson_imageservice::SnapshotKey;
 use keelson_shim::cgroup::{Handle, Location};
 
 use super::ContainerError;
-use crate::{engine::shared::Shared, sandbox::release::remove_tree, store::record::ContainerRecord};
+use crate::{
+    engine::shared::Shared,
+    sandbox::{parent, release::remove_tree},
+    store::record::ContainerRecord,
+};
 
 /// A killed cgroup is empty when its last process has been reaped by its parent.
 const EMPTY: Duration = Duration::from_secs(10);
@@ -16,11 +20,6 @@ const EMPTY: Duration = Duration::from_secs(10);
 /// All of it.
 pub(crate) fn everything(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
     leftovers(shared, record)?;
-    files(shared, record)
-}
-
-/// Writable layer, run directory, record: of a container whose shim has ended as it should, and taken the cgroup with it.
-pub(crate) fn files(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
     let failed = |stage| failed(record, stage);
     shared
         .images
@@ -39,6 +38,9 @@ pub(crate) fn leftovers(shared: &Shared, record: &ContainerRecord) -> Result<(),
     }
     let failed = |stage| failed(record, stage);
     let handle = handle(shared, &record.cgroups_path).map_err(|error| failed("find cgroup")(Arc::new(error)))?;
+    if !parent::exists(&handle.paths().path) {
+        return Ok(());
+    }
     if !handle.is_empty().unwrap_or(false) {
         handle.kill().map_err(|error| failed("kill cgroup")(Arc::new(error)))?;
         let end = std::time::Instant::now() + EMPTY;

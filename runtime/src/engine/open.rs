@@ -73,6 +73,7 @@ pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         pending: Default::default(),
         draining: Default::default(),
         tasks: Default::default(),
+        reapers: Default::default(),
         made_parents: Default::default(),
         random: File::open(random).map_err(io("open", random))?,
         last_created: Default::default(),

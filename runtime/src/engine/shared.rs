@@ -3,7 +3,7 @@
 //! Owns the locks on the folders. Must never hold state of one sandbox: that is its task's.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io::Read as _,
     sync::{
@@ -46,8 +46,10 @@ pub(crate) struct Shared {
     pub(crate) draining: AtomicBool,
     /// The sandboxes' tasks and the reconciler.
     pub(crate) tasks: Mutex<JoinSet<()>>,
+    /// One for each shim that this daemon started: waits for its end, whoever has forgotten its container by then.
+    pub(crate) reapers: Mutex<JoinSet<()>>,
     /// Cgroup parents that were not there before one of our sandboxes: the last of them takes it away.
-    pub(crate) made_parents: Mutex<HashSet<String>>,
+    pub(crate) made_parents: Mutex<HashMap<String, HashSet<SandboxId>>>,
     pub(crate) random: File,
     pub(crate) last_created: AtomicI64,
     /// Held for the life of the engine: root and state folder.
@@ -96,6 +98,18 @@ impl Shared {
         // Take the ends of those that are done, so that the set does not grow for ever.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
+    }
+
+    /// Runs until a shim has been reaped, or the daemon ends.
+    pub(crate) fn spawn_reaper(&self, reaper: impl Future<Output = ()> + Send + 'static) {
+        let mut reapers = self.reapers.lock().unwrap_or_else(PoisonError::into_inner);
+        while reapers.try_join_next().is_some() {}
+        reapers.spawn(reaper);
+    }
+
+    /// Lets go of the shims: they are nobody's children when the daemon has ended.
+    pub(crate) fn drop_reapers(&self) {
+        self.reapers.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -18,7 +18,7 @@ use crate::{
     store::{record::SandboxRecord, write_new},
 };
 
-/// Reads replies until the shim is gone, then reaps it.
+/// Reads replies until the shim is gone.
 pub(crate) type Watch = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A running holder.
@@ -49,12 +49,14 @@ pub(crate) async fn start(shared: &Arc<Shared>, record: &SandboxRecord) -> Resul
     };
     let stream = tokio::net::UnixStream::from_std(spawned.stream).map_err(failed("talk to shim of holder"))?;
     let (client, read) = ShimClient::attach(&id, stream);
-    let watch: Watch = Box::pin(async move {
+    let (close, closed) = tokio::sync::oneshot::channel();
+    shared.spawn_reaper(spawn::reap(id, spawned.pidfd, closed));
+    // Must be polled for the answers to come.
+    let mut watch: Watch = Box::pin(async move {
         read.await;
-        spawn::reap(&id, spawned.pidfd).await;
+        // The reaper may have seen its end already.
+        let _ = close.send(());
     });
-    // The watch must be polled for the answers to come.
-    let mut watch = watch;
     let launch = shim::Launch {
         spec,
         stdio: Some(shim::Stdio::default()),

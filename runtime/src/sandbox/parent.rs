@@ -2,11 +2,19 @@
 //! Blocks for a few directory operations; on the blocking pool while a sandbox is made or released.
 //! Owns the set of parents that were not there before. Must never remove, limit or change a cgroup that somebody else made.
 
-use std::{fs, io, path::PathBuf, sync::PoisonError};
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use rustix::io::Errno;
 
 use crate::{engine::shared::Shared, oci::cgroup_path, store::record::SandboxRecord};
+
+/// A shim removes its container's cgroup before it ends, and its last act is not far.
+const EMPTIED: Duration = Duration::from_secs(1);
 
 /// The parent as a path below the hierarchies; empty: systemd makes and removes it.
 pub(crate) fn path(shared: &Shared, record: &SandboxRecord) -> String {
@@ -25,31 +33,58 @@ pub(crate) fn short(id: &str) -> &str {
 /// Whether the sandbox has to take its parent away: nobody had made it before one of our sandboxes needed it.
 pub(crate) fn claim(shared: &Shared, record: &SandboxRecord) -> bool {
     let path = path(shared, record);
-    let exists = || hierarchies().iter().any(|root| root.join(path.trim_start_matches('/')).exists());
     let mut made = shared.made_parents.lock().unwrap_or_else(PoisonError::into_inner);
-    if path.is_empty() || (!made.contains(&path) && exists()) {
+    if path.is_empty() || (!made.contains_key(&path) && exists(&path)) {
         return false;
     }
-    made.insert(path);
+    made.entry(path).or_default().insert(record.id.clone());
     true
+}
+
+/// Whether some hierarchy has this cgroup.
+pub(crate) fn exists(path: &str) -> bool {
+    hierarchies().iter().any(|root| root.join(path.trim_start_matches('/')).exists())
 }
 
 /// A recorded sandbox claimed its parent under an earlier daemon.
 pub(crate) fn remember(shared: &Shared, record: &SandboxRecord) {
     if record.made_cgroup {
         let path = path(shared, record);
-        shared.made_parents.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+        let mut made = shared.made_parents.lock().unwrap_or_else(PoisonError::into_inner);
+        made.entry(path).or_default().insert(record.id.clone());
     }
 }
 
-/// Removes a parent that is ours where it is empty, in every hierarchy: the last sandbox that used it does.
+/// Removes a parent that is ours, with the last sandbox that used it. The cgroup of a container that has just ended may need a
+/// moment to be gone; what is still there after that is somebody else's, and stays.
 pub(crate) fn give_back(shared: &Shared, record: &SandboxRecord) -> io::Result<()> {
     let path = path(shared, record);
     if !record.made_cgroup || path.trim_matches('/').is_empty() {
         return Ok(());
     }
-    // Under the lock, so that a sandbox which needs it now claims it anew.
-    let mut made = shared.made_parents.lock().unwrap_or_else(PoisonError::into_inner);
+    let end = Instant::now() + EMPTIED;
+    loop {
+        // Under the lock, so that a sandbox which needs it now claims it anew.
+        let mut made = shared.made_parents.lock().unwrap_or_else(PoisonError::into_inner);
+        let users = made.entry(path.clone()).or_default();
+        users.remove(&record.id);
+        if !users.is_empty() {
+            return Ok(());
+        }
+        if remove(&path)? {
+            made.remove(&path);
+            return Ok(());
+        }
+        drop(made);
+        if Instant::now() > end {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Removes the cgroup where it is empty, in every hierarchy; whether it is gone from all.
+fn remove(path: &str) -> io::Result<bool> {
     let mut gone = true;
     for root in hierarchies() {
         match fs::remove_dir(root.join(path.trim_start_matches('/')))
@@ -60,10 +95,7 @@ pub(crate) fn give_back(shared: &Shared, record: &SandboxRecord) -> io::Result<(
             Err((_, error)) => return Err(error),
         }
     }
-    if gone {
-        made.remove(&path);
-    }
-    Ok(())
+    Ok(gone)
 }
 
 /// Where cgroup hierarchies are mounted.

@@ -49,7 +49,7 @@ pub(crate) fn kernel(shared: &Shared, record: &SandboxRecord) -> Result<(), Fail
     let dir = shared.state.sandbox(&record.id);
     let mut steps = Steps::default();
     if let Some(network) = &shared.network {
-        steps.run("detach from network", network.detach(&record.id));
+        steps.run("detach from network", network.detach_soon(&record.id));
     }
     let_go(&dir, &mut steps);
     steps.run("remove cgroup", parent::give_back(shared, record));

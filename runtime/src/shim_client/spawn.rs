@@ -15,7 +15,10 @@ use std::{
 };
 
 use rustix::fs::{CWD, Mode, OFlags};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::oneshot,
+};
 
 use crate::dirs::ContainerDir;
 
@@ -63,14 +66,25 @@ impl Shims {
     }
 }
 
-/// Waits for a shim's end and takes its status, so that it does not stay a zombie.
-pub(crate) async fn reap(id: &str, pidfd: OwnedFd) {
+/// Waits for a shim's end and takes its status, so that it does not stay a zombie. `closed` tells that it has closed its socket:
+/// then it has to end soon. When nobody listens to it any more (`closed` is dropped), it may take as long as its container does.
+pub(crate) async fn reap(id: String, pidfd: OwnedFd, closed: oneshot::Receiver<()>) {
     #[expect(
         deprecated,
         reason = "sound for an OwnedFd, which the AsyncFd owns; the successor is unsafe, and unsafe code lives in sys"
     )]
     let Ok(pidfd) = AsyncFd::with_interest(pidfd, Interest::READABLE) else { return };
-    if tokio::time::timeout(LAST_ACT, pidfd.readable()).await.is_err() {
+    let overdue = async {
+        match closed.await {
+            Ok(()) => tokio::time::sleep(LAST_ACT).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = pidfd.readable() => ended.is_ok(),
+        () = overdue => false,
+    };
+    if !ended {
         tracing::warn!(id, "shim has closed its socket and does not end: killing it");
         // It may have ended just now.
         let _ = keelson_sys::pidfd::send_signal(pidfd.get_ref(), 9);

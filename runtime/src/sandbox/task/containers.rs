@@ -212,7 +212,7 @@ impl Task {
         member.taking = true;
         let (shared, record, id) = (Arc::clone(&self.shared), member.record.clone(), id.clone());
         self.work.spawn(async move {
-            let removed = blocking(move || container::release::files(&shared, &record)).await;
+            let removed = blocking(move || container::release::everything(&shared, &record)).await;
             Done::ContainerRemoved(id, removed)
         });
     }
