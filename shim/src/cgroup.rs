@@ -29,6 +29,7 @@ pub use location::{Location, container_path, default_path};
 pub use stats::{Average, DeviceIo, MemoryStats, Pressure, Stats, StatsReader, SwapStats};
 pub use systemd::{BusError, systemd_is_running};
 
+use self::create::Parents;
 use self::dir::Dir;
 use self::hierarchy::Controller;
 use self::kill::Freezer;
@@ -75,7 +76,7 @@ impl Handle {
     ) -> Result<Handle, CgroupError> {
         let handle = Handle { hierarchies, path: location.path()?, scope: None };
         let made = create::make(hierarchies, &handle.path, false)?;
-        create::enable(hierarchies, &handle.path, resources)?;
+        create::enable(hierarchies, &handle.path, resources, Parents::Ours)?;
         limits::apply(handle.group(), resources, When::Fresh)?;
         devices::apply(handle.group(), &resources.devices, When::Fresh)?;
         made.keep();
@@ -101,7 +102,7 @@ impl Handle {
                     Dir::new(mount, &handle.path).write("cgroup.procs", &pid.to_string())?;
                 }
             }
-            create::enable(hierarchies, &handle.path, resources)?;
+            create::enable(hierarchies, &handle.path, resources, Parents::Systemds)?;
             limits::apply(handle.group(), resources, When::Live)?;
             let devices = if hierarchies.mode() == Mode::V2 { When::Fresh } else { When::Live };
             devices::apply(handle.group(), &resources.devices, devices)?;
@@ -155,7 +156,8 @@ impl Handle {
 
     /// Changes limits while the container runs; what `resources` leaves out stays as it is.
     pub fn update(&self, resources: &Resources) -> Result<(), CgroupError> {
-        create::enable(self.hierarchies, &self.path, resources)?;
+        let parents = if self.scope.is_some() { Parents::Systemds } else { Parents::Ours };
+        create::enable(self.hierarchies, &self.path, resources, parents)?;
         limits::apply(self.group(), resources, When::Live)?;
         if let Some(unit) = &self.scope {
             systemd::set_limits(unit, resources, self.hierarchies.mode())?;

@@ -497,10 +497,11 @@ mod scope {
     impl Scope {
         fn start(name: &str, resources: &Resources) -> Result<Scope, CgroupError> {
             let id = format!("{name}{}", std::process::id());
-            let child = Command::new("/bin/sleep").arg("1000").stdout(Stdio::null()).spawn().unwrap();
             let location = format!("keelson-test-{name}.slice:kt:{id}");
-            let location = Location::parse(&location, true).unwrap();
-            let mut scope = Scope { handle: Handle::at(&location)?, child, unit: format!("kt-{id}.scope") };
+            let location = Location::parse(&location, true)?;
+            let handle = Handle::at(&location)?;
+            let child = Command::new("/bin/sleep").arg("1000").stdout(Stdio::null()).spawn().unwrap();
+            let mut scope = Scope { handle, child, unit: format!("kt-{id}.scope") };
             scope.handle = Handle::create_scope(&location, i32::try_from(scope.child.id()).unwrap(), resources)?;
             Ok(scope)
         }
@@ -521,15 +522,9 @@ mod scope {
             let _ = self.child.kill();
             let _ = self.child.wait();
             let _ = self.handle.remove();
-            let slice = self
-                .handle
-                .paths()
-                .path
-                .split('/')
-                .filter(|part| part.ends_with(".slice"))
-                .next_back()
-                .map(str::to_owned);
-            let _ = Command::new("systemctl").args(["stop", &slice.unwrap_or_default()]).status();
+            let path = self.handle.paths().path;
+            let slice = path.split('/').rfind(|part| part.ends_with(".slice")).unwrap_or_default();
+            let _ = Command::new("systemctl").args(["stop", slice]).status();
         }
     }
 

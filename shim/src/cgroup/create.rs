@@ -106,20 +106,37 @@ fn inherit_cpuset(mount: &str, level: &str) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Who decides about the cgroups above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parents {
+    Ours,
+    Systemds,
+}
+
 /// What a container's cgroup should have even without limits: its numbers come from them.
 const WANTED: [Controller; 6] =
     [Controller::Cpu, Controller::Cpuset, Controller::Io, Controller::Memory, Controller::Pids, Controller::Hugetlb];
 
 /// v2: enables controllers from the root down, where they are not. A controller that cannot be enabled is an error only when
 /// a limit needs it: some ancestors are not ours to change.
-pub(super) fn enable(hierarchies: &Hierarchies, path: &str, resources: &Resources) -> Result<(), CgroupError> {
+///
+/// Beside v1 the cgroup2 mount is for grouping processes, and around a scope the slices are systemd's: there, what no limit
+/// needs is left as it is.
+pub(super) fn enable(
+    hierarchies: &Hierarchies,
+    path: &str,
+    resources: &Resources,
+    parents: Parents,
+) -> Result<(), CgroupError> {
     let Some(mount) = hierarchies.unified() else { return Ok(()) };
     let needed = limits::needed(resources);
     let enabled = |dir: &Dir, file: &str| -> Vec<String> {
         dir.try_read(file).unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect()
     };
-    // Beside v1 the mount is for grouping processes: what it offers besides is left alone until a limit needs it.
-    let wanted: &[Controller] = if hierarchies.mode() == Mode::V2 { &WANTED } else { &[] };
+    let wanted: &[Controller] = match (hierarchies.mode(), parents) {
+        (Mode::V2, Parents::Ours) => &WANTED,
+        (Mode::V2, Parents::Systemds) | (Mode::V1 | Mode::Hybrid, _) => &[],
+    };
     let asked = wanted.iter().copied().chain(needed.iter().map(|(controller, _)| *controller));
     let mut missing: Vec<Controller> =
         asked.filter(|controller| hierarchies.v1(*controller).is_none() && hierarchies.offers(*controller)).collect();
