@@ -66,7 +66,9 @@ struct Supervisor {
     execs: Vec<Exec>,
     /// Leaf cgroups of finished execs that left processes running.
     lingering: Vec<Leaf>,
-    lingering_since: Instant,
+    /// When they are looked after next, and how long after that.
+    sweep_at: Instant,
+    sweep_pause: Duration,
     waiting: Vec<(Ticket, Farewell)>,
     scratch: Scratch,
     /// When memory that a launch or a burst of execs has touched is given back.
@@ -75,8 +77,9 @@ struct Supervisor {
     dismissed: bool,
 }
 
-/// How often abandoned leaf cgroups are looked after.
-const LINGERING: Duration = Duration::from_secs(5);
+/// Leaf cgroups that are not empty yet are looked after this soon (what was killed is dying), and then ever more rarely.
+const FIRST_SWEEP: Duration = Duration::from_millis(10);
+const RAREST_SWEEP: Duration = Duration::from_secs(10);
 /// Memory is given back this long after it was last needed: never between a launch and its start.
 const TIDY: Duration = Duration::from_millis(100);
 /// How often SIGKILL is repeated to what does not die.
@@ -238,7 +241,7 @@ impl Supervisor {
             Phase::Ending { drain, .. } => Some(drain.deadline()),
             Phase::Empty | Phase::Created { .. } | Phase::Running { .. } | Phase::Ended { .. } => None,
         };
-        let lingering = (!self.lingering.is_empty()).then(|| self.lingering_since + LINGERING);
+        let lingering = (!self.lingering.is_empty()).then_some(self.sweep_at);
         let execs = self.execs.iter().filter_map(Exec::deadline);
         execs.chain(phase).chain(self.scratch.deadline()).chain(lingering).chain(self.tidy_at).min()
     }
@@ -289,7 +292,10 @@ impl Supervisor {
             self.lingering.push(leaf);
             self.tidy_at = Some(now + TIDY);
         }
-        if !self.lingering.is_empty() && (answered || self.lingering_since + LINGERING <= now) {
+        if answered {
+            self.sweep_pause = FIRST_SWEEP;
+        }
+        if !self.lingering.is_empty() && (answered || self.sweep_at <= now) {
             self.sweep(now);
         }
         if self.execs.is_empty() && self.execs.capacity() > 16 {
@@ -301,7 +307,8 @@ impl Supervisor {
     fn sweep(&mut self, now: Instant) {
         // What cannot be read has been removed with its container.
         self.lingering.retain(|leaf| !leaf.is_empty().unwrap_or(true) || leaf.remove().is_err());
-        self.lingering_since = now;
+        self.sweep_at = now + self.sweep_pause;
+        self.sweep_pause = (self.sweep_pause * 2).min(RAREST_SWEEP);
     }
 
     /// Kills the whole container, and says when to do so again.

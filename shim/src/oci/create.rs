@@ -10,7 +10,7 @@ use keelson_shim::launch::{self, ChildStdio, CreateRequest, Created, Gate, Point
 use keelson_shim::spec::Spec;
 use lexopt::{Arg, Parser, ValueExt as _};
 
-use super::error::{OciError, file};
+use super::error::{OciError, file, system};
 use super::folder::{Folder, Record, Status, put};
 use super::{Global, console, delete, flag, foreground, only_id, process, sealed};
 use crate::clock;
@@ -74,11 +74,16 @@ fn start_folder(folder: &Folder) -> Result<(), OciError> {
             return Err(OciError::Status { verb: "start", id: folder.id().to_owned(), status });
         }
     }
+    let spec = folder.spec()?;
+    if let Some(hooks) = spec.hooks.as_ref().filter(|hooks| !hooks.start_container.is_empty()) {
+        let init = keelson_sys::pidfd::open(record.pid).map_err(system("open the container's init"))?;
+        let state = folder.state(&record, Status::Created, &spec);
+        launch::run_hooks_inside(Point::StartContainer, &hooks.start_container, &state, &init)?;
+    }
     let stream = folder.connect()?;
     let started = launch::start_through(stream);
     folder.forget_socket();
     started?;
-    let spec = folder.spec()?;
     if let Some(hooks) = &spec.hooks {
         launch::run_hooks(Point::Poststart, &hooks.poststart, &folder.state(&record, Status::Running, &spec))?;
     }

@@ -23,7 +23,8 @@ const MARK: &str = "KEELSON_SEALED";
 pub(super) fn ensure() -> Result<(), OciError> {
     let second = std::env::var_os(MARK).is_some();
     if !keelson_sys::process::executable_is_exposed() || (second && is_read_only()) {
-        return Ok(());
+        // No process of a container may look into this one while it enters the container (CVE-2016-9962).
+        return keelson_sys::process::set_undumpable().map_err(system("become undumpable"));
     }
     if second {
         let text =

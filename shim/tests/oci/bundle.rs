@@ -22,11 +22,17 @@ pub(crate) struct Options {
     pub(crate) terminal: bool,
     /// The source of a bind mount.
     pub(crate) extra_mount: Option<&'static str>,
+    pub(crate) hooks: Value,
 }
 
 impl Options {
     pub(crate) fn shell(script: &str) -> Options {
-        Options { args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(), terminal: false, extra_mount: None }
+        Options {
+            args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            terminal: false,
+            extra_mount: None,
+            hooks: json!({}),
+        }
     }
 }
 
@@ -161,6 +167,7 @@ fn spec(options: &Options, cgroup: &str) -> Value {
         },
         "root": { "path": "rootfs" },
         "hostname": "test",
+        "hooks": options.hooks,
         "mounts": mounts,
         "linux": { "namespaces": namespaces, "cgroupsPath": cgroup },
     })
