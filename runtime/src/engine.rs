@@ -38,6 +38,8 @@ use crate::{
     store::record::{Record as _, SandboxRecord},
 };
 
+/// How often a name that is given back while it is asked for is asked for again.
+const NAME_TRIES: usize = 8;
 /// How long `drain` waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -110,34 +112,45 @@ impl Engine {
             let reason = "this daemon has no network configured: use the host's network, or configure one";
             return Err(sandbox::check::invalid("namespace_options.network", reason));
         }
-        let id = self
-            .shared
-            .sandbox_id()
-            .map_err(|error| sandbox::check::invalid("id", format!("no random bytes: {error}")))?;
-        let (reply, answer) = oneshot::channel();
-        match self.shared.table.claim(&spec.key, id.clone()) {
-            Claim::Taken(entry) => {
-                if entry.view().is_some_and(|view| *view.spec != spec) {
-                    tracing::warn!(sandbox = %entry.id, "asked to run a sandbox of the same name with another configuration: the first stays");
+        // The task that has the name may end at this very moment: a failed creation, a removal. Then the name is free.
+        for _ in 0..NAME_TRIES {
+            let id = self
+                .shared
+                .sandbox_id()
+                .map_err(|error| sandbox::check::invalid("id", format!("no random bytes: {error}")))?;
+            let (reply, answer) = oneshot::channel();
+            match self.shared.table.claim(&spec.key, id.clone()) {
+                Claim::Taken(entry) => {
+                    if entry.view().is_some_and(|view| *view.spec != spec) {
+                        tracing::warn!(sandbox = %entry.id,
+                            "asked to run a sandbox of the same name with another configuration: the first stays");
+                    }
+                    if entry.commands.send(Command::Run(reply)).await.is_err() {
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
                 }
-                // A task that has ended meanwhile has given the name back: the caller asks again.
-                entry.commands.send(Command::Run(reply)).await.map_err(|_| draining())?;
+                Claim::New(entry, commands) => {
+                    let record = SandboxRecord {
+                        version: SandboxRecord::VERSION,
+                        id,
+                        created_at: self.shared.created_now(),
+                        state: sandbox::state::State::Creating,
+                        made_cgroup: false,
+                        spec: spec.clone(),
+                    };
+                    let mut task = Task::new(Arc::clone(&self.shared), entry, commands, record);
+                    task.answer_to(reply);
+                    self.shared.spawn(task.run());
+                }
             }
-            Claim::New(entry, commands) => {
-                let record = SandboxRecord {
-                    version: SandboxRecord::VERSION,
-                    id,
-                    created_at: self.shared.created_now(),
-                    state: sandbox::state::State::Creating,
-                    made_cgroup: false,
-                    spec,
-                };
-                let mut task = Task::new(Arc::clone(&self.shared), entry, commands, record);
-                task.answer_to(reply);
-                self.shared.spawn(task.run());
+            match answer.await {
+                Ok(result) => return result,
+                Err(_) if self.shared.is_draining() => break,
+                Err(_) => {}
             }
         }
-        answer.await.map_err(|_| draining())?
+        Err(draining())
     }
 
     /// Kills what runs in it and takes its network and namespaces; repeatable, an unknown id is done.

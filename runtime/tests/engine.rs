@@ -209,8 +209,15 @@ async fn privileged_failures_are_told_and_leave_nothing_half_made() {
 
     let mut spec = lab.sandbox("sysctl");
     spec.sysctls.insert("net.core.no_such_thing".into(), "1".into());
-    let failed = engine.run_sandbox(spec).await.unwrap_err();
-    assert!(matches!(failed, SandboxError::Failed { stage: "set kernel parameters", .. }), "{failed:?}");
+    // Also for those who join a creation that fails, or come when its name is just given back.
+    let mut joined = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (engine, spec) = (engine.clone(), spec.clone());
+        joined.spawn(async move { engine.run_sandbox(spec).await.unwrap_err() });
+    }
+    for failed in joined.join_all().await {
+        assert!(matches!(failed, SandboxError::Failed { stage: "set kernel parameters", .. }), "{failed:?}");
+    }
     assert_eq!(engine.sandboxes().len(), 1);
     engine.remove_sandbox(&sandbox).await.unwrap();
     lab.end(engine).await;
