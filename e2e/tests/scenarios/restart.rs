@@ -148,10 +148,10 @@ fn a_dead_shim_is_noticed_and_its_container_ended() {
         let pid = rustix::process::Pid::from_raw(pid).context("pid")?;
         rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
         let status = eventually("the loss of the shim is noticed", async || {
-            cri.status(&c).await.ok().filter(|s| s.state() != cri::ContainerState::ContainerRunning)
+            cri.status(&c).await.ok().filter(|s| s.state() == cri::ContainerState::ContainerExited)
         })
         .await?;
-        ensure!(status.state() == cri::ContainerState::ContainerExited && status.exit_code != 0, "{status:?}");
+        ensure!(status.exit_code == 255 && status.reason == "Unknown", "{status:?}");
         Ok(())
     });
 }

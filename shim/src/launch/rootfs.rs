@@ -139,8 +139,8 @@ fn mount_overlay(overlay: &OverlayRootfs, layers: &Layers, lower: Lower) -> Resu
             fsconfig_set_string(context.as_fd(), key, path)
         } else {
             match fsconfig_set_fd(context.as_fd(), key, fd.as_fd()) {
-                // Descriptors are taken since Linux 6.13.
-                Err(Errno::INVAL) => fsconfig_set_string(context.as_fd(), key, name(fd)),
+                // Descriptors are taken since Linux 6.13; before, these of O_PATH are not even looked at.
+                Err(Errno::INVAL | Errno::BADF) => fsconfig_set_string(context.as_fd(), key, name(fd)),
                 other => other,
             }
         };
