@@ -6,6 +6,7 @@
 mod console;
 mod create;
 mod delete;
+mod devices;
 mod error;
 mod exec;
 mod features;

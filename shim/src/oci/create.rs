@@ -12,7 +12,7 @@ use lexopt::{Arg, Parser, ValueExt as _};
 
 use super::error::{OciError, file, system};
 use super::folder::{Folder, Record, Status, put};
-use super::{Global, console, delete, flag, foreground, only_id, process, sealed};
+use super::{Global, console, delete, devices, flag, foreground, only_id, process, sealed};
 use crate::clock;
 
 /// Options of `create` and `run`.
@@ -119,7 +119,8 @@ fn make(options: &Options, global: &Global, console_socket: Option<&Path>) -> Re
     let bundle = std::fs::canonicalize(&options.bundle).map_err(file("find bundle", &options.bundle))?;
     let path = bundle.join("config.json");
     let text = std::fs::read(&path).map_err(file("read", &path))?;
-    let spec: Spec = serde_json::from_slice(&text).map_err(|source| OciError::Json { path, source })?;
+    let mut spec: Spec = serde_json::from_slice(&text).map_err(|source| OciError::Json { path, source })?;
+    devices::allow_common(&mut spec);
     let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
     match (terminal, console_socket) {
         (false, Some(_)) => {
