@@ -38,6 +38,7 @@ mod sandbox_status;
 mod sandbox_stop;
 mod sandbox_view;
 mod security_spec;
+pub mod server;
 mod signal;
 mod stats_view;
 mod status;

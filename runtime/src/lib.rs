@@ -15,7 +15,6 @@ mod recover;
 pub mod resources;
 pub mod sandbox;
 mod seccomp;
-pub mod server;
 mod shim_client;
 pub mod stats;
 mod store;

@@ -4,7 +4,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{config::ConfigError, engine::OpenError, logging::LogError, server::ServerError};
+use crate::{config::ConfigError, cri::server::ServerError, engine::OpenError, logging::LogError};
 
 /// See the variants.
 #[derive(Debug, thiserror::Error)]

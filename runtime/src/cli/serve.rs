@@ -7,7 +7,12 @@ use std::{io::Write as _, process::ExitCode, time::Duration};
 use sd_notify::NotifyState;
 
 use super::{CliError, Place, rooms, stop::Stop};
-use crate::{config::Config, cri::Cri, engine::Engine, logging, server::Socket};
+use crate::{
+    config::Config,
+    cri::{Cri, server::Socket},
+    engine::Engine,
+    logging,
+};
 
 /// Enough for requests, which only decode and wait; each more costs memory for good.
 const WORKERS: usize = 2;

@@ -6,7 +6,7 @@ use keelson_cri::v1;
 use tonic::{Code, transport::Channel};
 
 use super::*;
-use crate::{config::Overrides, engine::EngineConfig, server::Socket};
+use crate::{config::Overrides, cri::server::Socket, engine::EngineConfig};
 
 const PROTO: &str = include_str!("../../../api/cri/proto/runtime_v1.proto");
 
@@ -14,7 +14,7 @@ const PROTO: &str = include_str!("../../../api/cri/proto/runtime_v1.proto");
 struct Node {
     channel: Channel,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
-    served: tokio::task::JoinHandle<Result<(), crate::server::ServerError>>,
+    served: tokio::task::JoinHandle<Result<(), crate::cri::server::ServerError>>,
     folder: tempfile::TempDir,
 }
 
