@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+pub use capability::NAMES as CAPABILITY_NAMES;
 pub use create::{Created, create, start_through};
 pub use error::LaunchError;
 pub use exec::{ExecRequest, ExecTarget, Execed, exec, start_time};

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, str::FromStr as _};
 
+use keelson_shim::launch::CAPABILITY_NAMES;
 use oci_spec::runtime::{Capability, LinuxCapabilities};
 
 use super::Host;
@@ -27,51 +28,6 @@ const DEFAULT: [Capability; 14] = [
     Capability::AuditWrite,
 ];
 
-/// By number, without `CAP_`.
-const NUMBERED: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// Whether the word means all capabilities.
 pub(crate) fn is_all(name: &str) -> bool {
     name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL")
@@ -81,7 +37,7 @@ pub(crate) fn is_all(name: &str) -> bool {
 pub(crate) fn canonical(name: &str) -> Option<&'static str> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    NUMBERED.iter().find(|known| **known == bare).copied()
+    CAPABILITY_NAMES.iter().find(|known| **known == bare).copied()
 }
 
 /// Names of what this daemon has and may pass on.
@@ -92,7 +48,7 @@ pub(crate) fn of_this_process() -> Vec<String> {
         line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
     };
     let mask = mask("CapPrm:") & mask("CapBnd:");
-    (0..).zip(NUMBERED).filter(|(bit, _)| mask & (1u64 << bit) != 0).map(|(_, name)| name.to_owned()).collect()
+    (0..).zip(CAPABILITY_NAMES).filter(|(bit, _)| mask & (1u64 << bit) != 0).map(|(_, name)| name.to_owned()).collect()
 }
 
 /// The process's sets.
@@ -137,7 +93,7 @@ mod tests {
 
     fn host() -> Host {
         let capabilities =
-            NUMBERED.iter().filter(|name| **name != "SYS_RESOURCE").map(|name| (*name).to_owned()).collect();
+            CAPABILITY_NAMES.iter().filter(|name| **name != "SYS_RESOURCE").map(|name| (*name).to_owned()).collect();
         Host { unified: true, systemd: false, apparmor: false, selinux: false, capabilities }
     }
 
@@ -157,7 +113,7 @@ mod tests {
 
     #[test]
     fn every_number_has_a_name_the_spec_knows() {
-        for name in NUMBERED {
+        for name in CAPABILITY_NAMES {
             assert_eq!(Capability::from_str(name).unwrap().to_string(), name);
         }
     }

@@ -8,8 +8,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::spec::Capabilities;
 
-/// Names without `CAP_`, by number.
-const NAMES: [&str; 41] = [
+/// Names without `CAP_`, by number (capabilities(7)).
+pub const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",
