@@ -18,4 +18,5 @@ mod seccomp;
 mod shim_client;
 pub mod stats;
 mod store;
+pub mod streaming;
 mod users;

@@ -1,0 +1,292 @@
+//! SPDY/3.1 frames (draft 3.1, section 2.2): parsing what a client sends, encoding what we send.
+//! Pure state over byte slices; the session's tasks do the reading and writing. Owns the header compression of one direction each.
+//! Must bound every control frame; data frames pass in pieces, so their length needs no bound.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::header::{self, HeaderError, Headers};
+
+/// Longest control frame body, bytes.
+const CONTROL_MAX: usize = 64 * 1024;
+/// Longest piece of a data frame handed on at once, bytes.
+const PIECE_MAX: usize = 64 * 1024;
+const VERSION: u16 = 3;
+const FLAG_FIN: u8 = 1;
+
+/// What a peer sent. Settings, header updates and window updates carry nothing that exec or port-forward need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// A new stream.
+    Open { stream: u32, headers: Headers, fin: bool },
+    /// The answer to a stream that we opened.
+    Reply { stream: u32, fin: bool },
+    /// A piece of a stream's data.
+    Data { stream: u32, bytes: Bytes, fin: bool },
+    /// The stream is over, at once and in both directions.
+    Reset { stream: u32, status: u32 },
+    /// To be sent back as it is.
+    Ping { id: u32 },
+    /// The peer opens no more streams.
+    GoAway,
+    /// Something that needs no action.
+    Other,
+}
+
+/// Why a connection cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// Another SPDY version.
+    #[error("SPDY version {version}: want 3")]
+    Version {
+        /// As sent.
+        version: u16,
+    },
+    /// A control frame over the limit.
+    #[error("control frame of {length} bytes: more than {CONTROL_MAX}")]
+    TooLong {
+        /// As sent.
+        length: usize,
+    },
+    /// A control frame shorter than its kind needs.
+    #[error("control frame of kind {kind} is cut")]
+    Cut {
+        /// Frame type.
+        kind: u16,
+    },
+    /// See [`HeaderError`].
+    #[error("read header block")]
+    Header(#[from] HeaderError),
+}
+
+/// Turns a client's bytes into frames.
+pub struct Decoder {
+    headers: header::Reader,
+    /// The data frame whose rest is still to come.
+    open: Option<(u32, usize, bool)>,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self { headers: header::Reader::new(), open: None }
+    }
+}
+
+impl Decoder {
+    /// The next frame in `input`, taken from its front; `None`: more bytes are needed.
+    ///
+    /// # Errors
+    /// [`FrameError`]: the connection must be closed.
+    pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
+        if let Some((stream, left, fin)) = self.open {
+            if input.is_empty() {
+                return Ok(None);
+            }
+            return Ok(Some(self.piece(input, stream, left, fin)));
+        }
+        let Some(head) = input.first_chunk::<8>() else { return Ok(None) };
+        let word = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        let flags = head[4];
+        let length = usize::try_from(u32::from_be_bytes([0, head[5], head[6], head[7]])).unwrap_or(usize::MAX);
+        if word >> 31 == 0 {
+            input.advance(8);
+            return Ok(Some(self.piece(input, word, length, flags & FLAG_FIN != 0)));
+        }
+        let version = u16::try_from(word >> 16 & 0x7fff).unwrap_or(u16::MAX);
+        if version != VERSION {
+            return Err(FrameError::Version { version });
+        }
+        if length > CONTROL_MAX {
+            return Err(FrameError::TooLong { length });
+        }
+        if input.len() < 8 + length {
+            return Ok(None);
+        }
+        let kind = u16::try_from(word & 0xffff).unwrap_or(u16::MAX);
+        input.advance(8);
+        let body = input.split_to(length);
+        self.control(kind, flags, &body).map(Some)
+    }
+
+    fn piece(&mut self, input: &mut BytesMut, stream: u32, left: usize, fin: bool) -> Frame {
+        let bytes = input.split_to(left.min(input.len()).min(PIECE_MAX)).freeze();
+        let rest = left - bytes.len();
+        self.open = (rest > 0).then_some((stream, rest, fin));
+        Frame::Data { stream, bytes, fin: fin && rest == 0 }
+    }
+
+    fn control(&mut self, kind: u16, flags: u8, body: &[u8]) -> Result<Frame, FrameError> {
+        let number = |at: usize| -> Result<u32, FrameError> {
+            let bytes = body.get(at..).and_then(|b| b.first_chunk::<4>()).ok_or(FrameError::Cut { kind })?;
+            Ok(u32::from_be_bytes(*bytes))
+        };
+        let stream = |at: usize| number(at).map(|n| n & 0x7fff_ffff);
+        let fin = flags & FLAG_FIN != 0;
+        Ok(match kind {
+            1 => {
+                let block = body.get(10..).ok_or(FrameError::Cut { kind })?;
+                Frame::Open { stream: stream(0)?, headers: self.headers.read(block)?, fin }
+            }
+            2 | 8 => {
+                // The block must be read even when nobody looks at it: compression is one state for all.
+                self.headers.read(body.get(4..).ok_or(FrameError::Cut { kind })?)?;
+                if kind == 2 { Frame::Reply { stream: stream(0)?, fin } } else { Frame::Other }
+            }
+            3 => Frame::Reset { stream: stream(0)?, status: number(4)? },
+            6 => Frame::Ping { id: number(0)? },
+            7 => Frame::GoAway,
+            _ => Frame::Other,
+        })
+    }
+}
+
+/// Turns what we say into bytes.
+pub struct Encoder(header::Writer);
+
+impl Encoder {
+    /// # Errors
+    /// See [`header::Writer::new`].
+    pub fn new() -> Result<Self, flate2::CompressError> {
+        Ok(Self(header::Writer::new()?))
+    }
+
+    /// Accepts a stream that the peer opened.
+    ///
+    /// # Errors
+    /// See [`header::Writer::new`].
+    pub fn reply(&mut self, stream: u32) -> Result<Vec<u8>, flate2::CompressError> {
+        let mut body = stream.to_be_bytes().to_vec();
+        body.extend(self.0.write(&[])?);
+        Ok(control(2, 0, &body))
+    }
+
+    /// Opens a stream (tests play the client with it).
+    ///
+    /// # Errors
+    /// See [`header::Writer::new`].
+    pub fn open(&mut self, stream: u32, headers: &[(&str, &str)], fin: bool) -> Result<Vec<u8>, flate2::CompressError> {
+        let mut body = stream.to_be_bytes().to_vec();
+        body.extend([0; 6]);
+        body.extend(self.0.write(headers)?);
+        Ok(control(1, u8::from(fin), &body))
+    }
+}
+
+/// The eight bytes before a data frame's content; `length` is at most 2^24 - 1.
+#[must_use]
+pub fn data_head(stream: u32, length: usize, fin: bool) -> [u8; 8] {
+    let [_, a, b, c] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    let [s0, s1, s2, s3] = (stream & 0x7fff_ffff).to_be_bytes();
+    [s0, s1, s2, s3, u8::from(fin), a, b, c]
+}
+
+/// Ends one stream at once.
+#[must_use]
+pub fn reset(stream: u32, status: u32) -> Vec<u8> {
+    let mut body = stream.to_be_bytes().to_vec();
+    body.extend(status.to_be_bytes());
+    control(3, 0, &body)
+}
+
+/// A ping's answer, or a ping.
+#[must_use]
+pub fn ping(id: u32) -> Vec<u8> {
+    control(6, 0, &id.to_be_bytes())
+}
+
+/// No more streams are accepted.
+#[must_use]
+pub fn go_away(last: u32) -> Vec<u8> {
+    let mut body = last.to_be_bytes().to_vec();
+    body.extend([0; 4]);
+    control(7, 0, &body)
+}
+
+fn control(kind: u16, flags: u8, body: &[u8]) -> Vec<u8> {
+    let [_, a, b, c] = u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes();
+    let mut frame = Vec::with_capacity(8 + body.len());
+    frame.extend((0x8000 | VERSION).to_be_bytes());
+    frame.extend(kind.to_be_bytes());
+    frame.extend([flags, a, b, c]);
+    frame.extend(body);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(decoder: &mut Decoder, bytes: &[u8], step: usize) -> Vec<Frame> {
+        let mut input = BytesMut::new();
+        let mut frames = Vec::new();
+        for chunk in bytes.chunks(step) {
+            input.extend_from_slice(chunk);
+            while let Some(frame) = decoder.decode(&mut input).unwrap() {
+                frames.push(frame);
+            }
+        }
+        frames
+    }
+
+    #[test]
+    fn frames_survive_any_split() {
+        let mut encoder = Encoder::new().unwrap();
+        let mut bytes = encoder.open(1, &[("streamtype", "error")], true).unwrap();
+        bytes.extend(encoder.open(3, &[("streamtype", "data"), ("port", "80")], false).unwrap());
+        bytes.extend(data_head(3, 5, true));
+        bytes.extend(b"hello");
+        bytes.extend(ping(7));
+        bytes.extend(reset(3, 5));
+        bytes.extend(go_away(3));
+        for step in [1, 2, 3, 7, 64, bytes.len()] {
+            let frames = all(&mut Decoder::default(), &bytes, step);
+            let data: Vec<u8> = frames
+                .iter()
+                .filter_map(|f| if let Frame::Data { bytes, .. } = f { Some(bytes.to_vec()) } else { None })
+                .flatten()
+                .collect();
+            assert_eq!(data, b"hello");
+            let fins = frames.iter().filter(|f| matches!(f, Frame::Data { fin: true, .. })).count();
+            assert_eq!(fins, 1, "the end is told once, with the last piece");
+            let rest: Vec<_> = frames.into_iter().filter(|f| !matches!(f, Frame::Data { .. })).collect();
+            let open = |stream, pairs: &[(&str, &str)], fin| Frame::Open {
+                stream,
+                headers: pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
+                fin,
+            };
+            assert_eq!(
+                rest,
+                [
+                    open(1, &[("streamtype", "error")], true),
+                    open(3, &[("streamtype", "data"), ("port", "80")], false),
+                    Frame::Ping { id: 7 },
+                    Frame::Reset { stream: 3, status: 5 },
+                    Frame::GoAway
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn hostile_frames_are_refused() {
+        let mut input = BytesMut::from(&[0x80, 2, 0, 1, 0, 0, 0, 0][..]);
+        assert!(matches!(Decoder::default().decode(&mut input), Err(FrameError::Version { version: 2 })));
+        let mut input = BytesMut::from(&[0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff][..]);
+        assert!(matches!(Decoder::default().decode(&mut input), Err(FrameError::TooLong { .. })));
+        let mut input = BytesMut::from(&[0x80, 3, 0, 3, 0, 0, 0, 1, 9][..]);
+        assert!(matches!(Decoder::default().decode(&mut input), Err(FrameError::Cut { kind: 3 })));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+            let mut input = BytesMut::from(&bytes[..]);
+            let mut decoder = Decoder::default();
+            for _ in 0..bytes.len() + 1 {
+                match decoder.decode(&mut input) {
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => break,
+                }
+            }
+        }
+    }
+}
