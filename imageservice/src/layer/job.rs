@@ -63,7 +63,7 @@ impl Job {
         Self::default()
     }
 
-    /// Asks every unpacking of this job to end soon with [`UnpackError::Cancelled`]. A reader that blocks must be woken by
+    /// Asks every unpacking of this job to end soon with `UnpackError::Cancelled`. A reader that blocks must be woken by
     /// whoever feeds it.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);

@@ -20,13 +20,7 @@ pub(super) struct Log {
 impl Log {
     /// Reports an error with its causes.
     pub(super) fn error(&self, error: &dyn Error) {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
+        let text = crate::chain(error);
         let _ = writeln!(std::io::stderr(), "keelson-shim oci: {text}");
         if let Some(path) = &self.path
             && let Ok(mut file) = std::fs::File::options().append(true).create(true).mode(0o644).open(path)

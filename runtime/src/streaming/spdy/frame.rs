@@ -53,7 +53,7 @@ pub enum FrameError {
         /// Frame type.
         kind: u16,
     },
-    /// See [`HeaderError`].
+    /// A header block that cannot be read.
     #[error("read header block")]
     Header(#[from] HeaderError),
 }
@@ -144,7 +144,7 @@ pub struct Encoder(header::Writer);
 
 impl Encoder {
     /// # Errors
-    /// See [`header::Writer::new`].
+    /// The zlib state cannot be used: only by a defect of the library.
     pub fn new() -> Result<Self, flate2::CompressError> {
         Ok(Self(header::Writer::new()?))
     }
@@ -152,7 +152,7 @@ impl Encoder {
     /// Accepts a stream that the peer opened.
     ///
     /// # Errors
-    /// See [`header::Writer::new`].
+    /// The zlib state cannot be used: only by a defect of the library.
     pub fn reply(&mut self, stream: u32) -> Result<Vec<u8>, flate2::CompressError> {
         let mut body = stream.to_be_bytes().to_vec();
         body.extend(self.0.write(&[])?);
@@ -162,7 +162,7 @@ impl Encoder {
     /// Opens a stream (tests play the client with it).
     ///
     /// # Errors
-    /// See [`header::Writer::new`].
+    /// The zlib state cannot be used: only by a defect of the library.
     pub fn open(&mut self, stream: u32, headers: &[(&str, &str)], fin: bool) -> Result<Vec<u8>, flate2::CompressError> {
         let mut body = stream.to_be_bytes().to_vec();
         body.extend([0; 6]);
