@@ -10,7 +10,7 @@ pub(crate) mod table;
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use keelson_api::{ContainerId, SandboxId, shim::ExecSync};
@@ -33,7 +33,7 @@ use crate::{
         spec::NetworkMode,
         task::{Command, Reply, Task},
     },
-    shim_client::ShimError,
+    shim_client::{ShimClient, ShimError},
     stats::{self, ContainerStats},
     store::record::{Record as _, SandboxRecord},
 };
@@ -42,6 +42,9 @@ use crate::{
 const NAME_TRIES: usize = 8;
 /// How long `drain` waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(20);
+/// From the end of a shim's connection until its container's exit is on record, at most, and how often to look.
+const EXIT_SEEN: Duration = Duration::from_secs(5);
+const EXIT_LOOK: Duration = Duration::from_millis(5);
 
 /// What an exec gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -274,8 +277,12 @@ impl Engine {
     /// # Errors
     /// See [`ContainerError`].
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), ContainerError> {
-        let (shim, failed) = self.running(id, "reopen log of")?;
-        shim.reopen_log().await.map_err(failed)
+        let act = "reopen log of";
+        let shim = self.running(id, act)?;
+        match shim.reopen_log().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.shim_failed(id, act, error).await),
+        }
     }
 
     /// Runs a program in a running container to its end. `None`: no time limit.
@@ -291,14 +298,19 @@ impl Engine {
         if args.is_empty() || args.iter().any(|word| word.contains('\0')) {
             return Err(container::check::invalid("cmd", "is empty or has a NUL: say what to run"));
         }
-        let (shim, failed) = self.running(id, "exec in")?;
+        let act = "exec in";
+        let shim = self.running(id, act)?;
         let exec_id = self.shared.random().map(keelson_api::ExecId::from_random);
         let exec_id = exec_id.map_err(|error| container::check::invalid("id", format!("no random bytes: {error}")))?;
         let timeout_ms = timeout.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX / 2).max(1));
         // On a task of its own: a caller who goes away does not leave the exec without a reader.
         let exec =
             tokio::spawn(async move { shim.exec(ExecSync { exec_id: exec_id.to_string(), args, timeout_ms }).await });
-        let result = exec.await.map_err(|_| ContainerError::Draining { act: "exec in container" })?.map_err(failed)?;
+        let result = match exec.await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => return Err(self.shim_failed(id, act, error).await),
+            Err(_) => return Err(ContainerError::Draining { act: "exec in container" }),
+        };
         match timeout {
             Some(timeout) if result.timed_out => Err(ContainerError::ExecTimeout { id: id.clone(), timeout }),
             Some(_) | None => {
@@ -427,30 +439,40 @@ impl Engine {
         self.shared.table.container(id).ok_or_else(|| ContainerError::NotFound { id: id.to_string() })
     }
 
-    /// The shim of a running container, and what its refusal means.
-    #[allow(clippy::type_complexity, reason = "two values that belong to one call")]
-    fn running(
-        &self,
-        id: &ContainerId,
-        act: &'static str,
-    ) -> Result<(Arc<crate::shim_client::ShimClient>, impl FnOnce(ShimError) -> ContainerError + use<>), ContainerError>
-    {
-        let not_found = || ContainerError::NotFound { id: id.to_string() };
+    /// The shim of a running container.
+    fn running(&self, id: &ContainerId, act: &'static str) -> Result<Arc<ShimClient>, ContainerError> {
         let entry = self.container(id)?;
-        let view = entry.view().ok_or_else(not_found)?;
-        let state = match view.state {
-            ContainerState::Running { .. } => None,
-            ContainerState::Created => Some("created, not started"),
-            ContainerState::Exited(_) => Some("exited"),
-            ContainerState::Unknown => Some("in an unknown state: its shim is gone"),
-        };
+        let view = entry.view().ok_or_else(|| ContainerError::NotFound { id: id.to_string() })?;
         let denied = |state| ContainerError::State { act, id: id.clone(), state };
-        if let Some(state) = state {
+        if let Some(state) = not_running(&view.state) {
             return Err(denied(state));
         }
-        let shim = entry.shim().ok_or_else(|| denied("exiting"))?;
-        let id = id.clone();
-        Ok((shim, move |error| ContainerError::Failed { act, id, stage: "ask its shim", source: Arc::new(error) }))
+        entry.shim().ok_or_else(|| denied("exiting"))
+    }
+
+    /// Why a shim did not do it. One that is gone had nothing more to do: its container has ended, and the answer is the one that
+    /// a caller gets who asks after the exit is recorded.
+    async fn shim_failed(&self, id: &ContainerId, act: &'static str, error: ShimError) -> ContainerError {
+        if matches!(error, ShimError::Gone { .. }) {
+            let deadline = Instant::now() + EXIT_SEEN;
+            while Instant::now() < deadline {
+                match self.running(id, act) {
+                    Err(ended) => return ended,
+                    Ok(_) => tokio::time::sleep(EXIT_LOOK).await,
+                }
+            }
+        }
+        ContainerError::Failed { act, id: id.clone(), stage: "ask its shim", source: Arc::new(error) }
+    }
+}
+
+/// Why nothing can be asked of its process.
+fn not_running(state: &ContainerState) -> Option<&'static str> {
+    match state {
+        ContainerState::Running { .. } => None,
+        ContainerState::Created => Some("created, not started"),
+        ContainerState::Exited(_) => Some("exited"),
+        ContainerState::Unknown => Some("in an unknown state: its shim is gone"),
     }
 }
 

@@ -106,7 +106,8 @@ fn strings_are_never_more_than_strings() {
         config.dns_config =
             Some(cri::DnsConfig { servers: vec!["1.1.1.1\nnameserver 6.6.6.6".into()], ..Default::default() });
         ensure!(cri.run_pod(&config).await.is_err(), "a nameserver with a newline is refused");
-        let mut c = container("env", "busybox", "env; exec sleep 1000");
+        // No exec of its own: while a process execs, its environ reads as empty.
+        let mut c = container("env", "busybox", "env; sleep 1000; true");
         c.envs = vec![cri::KeyValue { key: "A".into(), value: "1\nB=2".into() }];
         let sandbox = pod(node, "pod");
         let c = cri.run(&id, c, &sandbox).await?;

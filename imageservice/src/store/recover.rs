@@ -9,10 +9,14 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, RwLock},
+    time::{Duration, Instant},
 };
 
 use keelson_api::Digest;
-use rustix::fs::{AtFlags, FlockOperation, Mode};
+use rustix::{
+    fs::{AtFlags, FlockOperation, Mode},
+    io::Errno,
+};
 
 use super::{
     ImageService, OpenError, SnapshotState, State,
@@ -25,6 +29,21 @@ use crate::{config::Config, content::Content, disk, gc::Trash, layer::Layers, pu
 /// user's reach (CVE-2021-41103).
 const ROOT_MODE: Mode = Mode::from_bits_retain(0o711);
 
+/// How long an owner that is going away may take.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// Takes the store. The last owner's lock lives on for a moment in a process that it had begun to spawn and that has not come to its
+/// exec yet; a living owner keeps it.
+fn lock(images: &OwnedFd) -> Result<(), Errno> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match rustix::fs::flock(images, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            result => return result,
+        }
+    }
+}
+
 pub(super) fn open(config: Config) -> Result<ImageService, OpenError> {
     let folder = |act| {
         let path = config.root.clone();
@@ -32,9 +51,9 @@ pub(super) fn open(config: Config) -> Result<ImageService, OpenError> {
     };
     let root = disk::ensure_root(&config.root, ROOT_MODE).map_err(folder("make folder"))?;
     let images = disk::ensure_dir(&root, "images", Mode::RWXU).map_err(folder("make `images`"))?;
-    match rustix::fs::flock(&images, FlockOperation::NonBlockingLockExclusive) {
+    match lock(&images) {
         Ok(()) => {}
-        Err(rustix::io::Errno::AGAIN) => return Err(OpenError::InUse { path: config.root }),
+        Err(Errno::AGAIN) => return Err(OpenError::InUse { path: config.root }),
         Err(errno) => return Err(folder("lock `images`")(errno.into())),
     }
     let images_tmp = disk::ensure_dir(&images, "tmp", Mode::RWXU).map_err(folder("make `images/tmp`"))?;
