@@ -5,13 +5,10 @@
 
 mod containers;
 mod exits;
+mod lifecycle;
 pub(crate) mod member;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use keelson_api::{ContainerId, ExitRecord, SandboxId, shim};
 use keelson_imageservice::Image;
@@ -23,24 +20,17 @@ use tokio::{
 use self::member::Member;
 use super::{
     SandboxError, create, holder,
-    release::{self, Failures},
+    release::Failures,
     spec::SandboxSpec,
     state::{Request, State, Step, decide},
-    view::SandboxView,
 };
 use crate::{
     container::{self, ContainerError, ContainerSpec},
-    engine::{
-        shared::{BACKLOG, Shared, blocking},
-        table::SandboxEntry,
-    },
+    engine::{shared::Shared, table::SandboxEntry},
     resources::Resources,
     shim_client::{ShimClient, ShimError},
     store::record::SandboxRecord,
 };
-
-/// Between two tries to give back what the kernel holds.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// Where an answer goes. The caller may be gone.
 pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, E>>;
@@ -273,220 +263,10 @@ impl Task {
             Done::Probed(id, result) => self.probed(&id, result),
         }
     }
-
-    fn made(&mut self, result: Result<create::Made, SandboxError>) {
-        match result {
-            Ok(made) => {
-                let holder_pid = made.holder.as_ref().map(|holder| holder.pid);
-                if let Some(holder) = made.holder {
-                    self.adopt_holder(holder.shim, holder.watch);
-                }
-                self.record.made_cgroup = made.made_cgroup;
-                self.become_state(State::Ready { addresses: made.addresses, holder_pid });
-                for reply in std::mem::take(&mut self.waiting.run) {
-                    answer(reply, Ok(self.record.id.clone()));
-                }
-                if self.removing || !self.waiting.stop.is_empty() {
-                    self.stop();
-                }
-            }
-            Err(error) => {
-                self.forget();
-                self.gone = true;
-                for reply in std::mem::take(&mut self.waiting.run) {
-                    answer(reply, Err(error.clone()));
-                }
-                // What was never made is stopped and removed.
-                self.answer_stop(|| Ok(()));
-                self.answer_remove(|| Ok(()));
-            }
-        }
-    }
-
-    /// Kills everything in it; its network goes when all are dead.
-    fn stop(&mut self) {
-        self.become_state(State::Stopping);
-        self.kill_all();
-    }
-
-    /// Whatever the last event has made possible.
-    fn advance(&mut self) {
-        if self.gone {
-            return;
-        }
-        self.advance_members();
-        let quiet = self.members.values().all(|member| !member.record.state.alive());
-        if self.record.state == State::Stopping && quiet {
-            self.become_state(State::NotReady { released: false });
-            self.release(Duration::ZERO);
-        }
-        if let State::NotReady { released } = self.record.state {
-            // A published port must be free when the caller goes on to its next sandbox; the rest may take its time.
-            let in_time = self.spec.port_mappings.is_empty() && self.shared.pending.load(Ordering::Relaxed) <= BACKLOG;
-            if released || in_time {
-                self.answer_stop(|| Ok(()));
-            }
-            if self.removing && quiet && (released || in_time) {
-                self.become_state(State::Removing);
-                self.advance_members();
-            }
-        }
-        if self.record.state == State::Removing && self.members.is_empty() {
-            // From here on nobody can ask for it, and the recorded intent finishes it even after a crash.
-            if !self.waiting.remove.is_empty() || self.shared.table.sandbox(&self.record.id).is_some() {
-                self.forget();
-                self.answer_remove(|| Ok(()));
-            }
-            if !self.releasing {
-                self.remove_rest(Duration::ZERO);
-            }
-        }
-    }
-
-    /// Gives back what the kernel holds, after a pause.
-    fn release(&mut self, pause: Duration) {
-        self.releasing = true;
-        if let Some(holder) = self.holder.take() {
-            self.work.spawn(async move {
-                holder::stop(&holder).await;
-                Done::HolderGone
-            });
-        }
-        let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
-        let work = async move { Done::Released(teardown(&shared, record, pause, release::kernel).await) };
-        if pause.is_zero() {
-            self.work.spawn(work)
-        } else {
-            self.watches.spawn(work)
-        };
-    }
-
-    fn released(&mut self, result: Result<(), Failures>) {
-        self.releasing = false;
-        match result {
-            Ok(()) => {
-                if matches!(self.record.state, State::NotReady { .. }) {
-                    self.become_state(State::NotReady { released: true });
-                }
-            }
-            Err(failures) => {
-                tracing::warn!(sandbox = %self.record.id, %failures, "give back what a sandbox holds: trying again");
-                let id = self.record.id.clone();
-                let text = failures.to_string();
-                self.answer_stop(|| {
-                    Err(SandboxError::Teardown { act: "stop", id: id.clone(), failures: text.clone() })
-                });
-                if self.record.state != State::Removing {
-                    self.answer_remove(|| {
-                        Err(SandboxError::Teardown { act: "remove", id: id.clone(), failures: text.clone() })
-                    });
-                    self.release(RETRY);
-                }
-            }
-        }
-    }
-
-    /// Takes away the rest, record last.
-    fn remove_rest(&mut self, pause: Duration) {
-        self.releasing = true;
-        let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
-        let work = async move { Done::Removed(teardown(&shared, record, pause, release::everything).await) };
-        if pause.is_zero() {
-            self.work.spawn(work)
-        } else {
-            self.watches.spawn(work)
-        };
-    }
-
-    fn removed(&mut self, result: Result<(), Failures>) {
-        match result {
-            Ok(()) => self.gone = true,
-            Err(failures) => {
-                tracing::warn!(sandbox = %self.record.id, %failures, "remove what is left of a sandbox: trying again");
-                self.remove_rest(RETRY);
-            }
-        }
-    }
-
-    fn watch_holder(&mut self, watch: holder::Watch) {
-        self.watches.spawn(async move {
-            watch.await;
-            Done::HolderGone
-        });
-    }
-
-    /// The sandbox is so now, on record and for others.
-    fn become_state(&mut self, state: State) {
-        self.record.state = state;
-        if let Err(error) = self.shared.store.put_sandbox(&self.record) {
-            // The kernel is the truth; recovery looks there.
-            tracing::warn!(sandbox = %self.record.id, %error, "record sandbox");
-        }
-        self.publish();
-    }
-
-    /// Shows the sandbox as it is now; one being made is not shown.
-    pub(crate) fn publish(&self) {
-        let Some(phase) = self.record.state.phase() else { return };
-        let dir = self.shared.state.sandbox(&self.record.id);
-        let ready = matches!(self.record.state, State::Ready { .. });
-        let own_network = self.spec.namespaces.network == super::spec::NetworkMode::Sandbox;
-        self.entry.show(Some(Arc::new(SandboxView {
-            id: self.record.id.clone(),
-            spec: Arc::clone(&self.spec),
-            phase,
-            created_at: self.record.created_at,
-            addresses: self.record.state.addresses().to_vec(),
-            netns: (ready && own_network).then(|| dir.net()),
-            holder_pid: match &self.record.state {
-                State::Ready { holder_pid, .. } => *holder_pid,
-                State::Creating | State::Stopping | State::NotReady { .. } | State::Removing => None,
-            },
-            run_dir: dir.path().to_owned(),
-        })));
-    }
-
-    fn forget(&self) {
-        self.shared.table.forget_sandbox(&self.record.id, &self.record.spec.key);
-    }
-
-    fn denied(&self, act: &'static str, state: &'static str) -> SandboxError {
-        SandboxError::State { act, id: self.record.id.clone(), state }
-    }
-
-    fn answer_stop(&mut self, result: impl Fn() -> Result<(), SandboxError>) {
-        std::mem::take(&mut self.waiting.stop).into_iter().for_each(|reply| answer(reply, result()));
-    }
-
-    fn answer_remove(&mut self, result: impl Fn() -> Result<(), SandboxError>) {
-        std::mem::take(&mut self.waiting.remove).into_iter().for_each(|reply| answer(reply, result()));
-    }
 }
 
 /// Answers somebody who may be gone.
 pub(crate) fn answer<T, E>(reply: Reply<T, E>, result: Result<T, E>) {
     // A vanished caller changes nothing.
     let _ = reply.send(result);
-}
-
-/// One piece of teardown work on the bounded queue.
-async fn teardown(
-    shared: &Arc<Shared>,
-    record: SandboxRecord,
-    pause: Duration,
-    work: fn(&Shared, &SandboxRecord) -> Result<(), Failures>,
-) -> Result<(), Failures> {
-    if !pause.is_zero() {
-        tokio::time::sleep(pause).await;
-    }
-    shared.pending.fetch_add(1, Ordering::Relaxed);
-    // The semaphore is never closed; without a permit the work is done all the same.
-    let permit = shared.teardown.acquire().await.ok();
-    let result = {
-        let shared = Arc::clone(shared);
-        blocking(move || work(&shared, &record)).await
-    };
-    drop(permit);
-    shared.pending.fetch_sub(1, Ordering::Relaxed);
-    result
 }

@@ -1,0 +1,127 @@
+//! What can be asked of sandboxes: run, stop, remove, list, find.
+//! Methods of the engine, on tokio workers: each puts a request on the queue of the sandbox's task and waits for its answer.
+//! Owns nothing. Must never decide on a state: that is the task's.
+
+use std::sync::Arc;
+
+use keelson_api::SandboxId;
+use tokio::sync::oneshot;
+
+use super::{Engine, table::Claim};
+use crate::{
+    sandbox::{
+        self, SandboxError, SandboxSpec, SandboxView,
+        spec::NetworkMode,
+        task::{Command, Reply, Task},
+    },
+    store::record::{Record as _, SandboxRecord},
+};
+
+/// How often a name that is given back while it is asked for is asked for again.
+const NAME_TRIES: usize = 8;
+
+impl Engine {
+    /// Makes a sandbox ready, or joins the making of one with the same key, or returns the ready one with the same key.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]; nothing is left of a failed one.
+    pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<SandboxId, SandboxError> {
+        let draining = || SandboxError::Draining { act: "run sandbox" };
+        if self.shared.is_draining() {
+            return Err(draining());
+        }
+        sandbox::check::check(&spec)?;
+        if spec.namespaces.network == NetworkMode::Sandbox && self.shared.network.is_none() {
+            let reason = "this daemon has no network configured: use the host's network, or configure one";
+            return Err(sandbox::check::invalid("namespace_options.network", reason));
+        }
+        // The task that has the name may end at this very moment: a failed creation, a removal. Then the name is free.
+        for _ in 0..NAME_TRIES {
+            let id = self
+                .shared
+                .sandbox_id()
+                .map_err(|error| sandbox::check::invalid("id", format!("no random bytes: {error}")))?;
+            let (reply, answer) = oneshot::channel();
+            match self.shared.table.claim(&spec.key, id.clone()) {
+                Claim::Taken(entry) => {
+                    if entry.view().is_some_and(|view| *view.spec != spec) {
+                        tracing::warn!(sandbox = %entry.id,
+                            "asked to run a sandbox of the same name with another configuration: the first stays");
+                    }
+                    if entry.commands.send(Command::Run(reply)).await.is_err() {
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
+                }
+                Claim::New(entry, commands) => {
+                    let record = SandboxRecord {
+                        version: SandboxRecord::VERSION,
+                        id,
+                        created_at: self.shared.created_now(),
+                        state: sandbox::state::State::Creating,
+                        made_cgroup: false,
+                        spec: spec.clone(),
+                    };
+                    let mut task = Task::new(Arc::clone(&self.shared), entry, commands, record);
+                    task.answer_to(reply);
+                    self.shared.spawn(task.run());
+                }
+            }
+            match answer.await {
+                Ok(result) => return result,
+                Err(_) if self.shared.is_draining() => break,
+                Err(_) => {}
+            }
+        }
+        Err(draining())
+    }
+
+    /// Kills what runs in it and takes its network and namespaces; repeatable, an unknown id is done.
+    ///
+    /// # Errors
+    /// What could not be taken down; a repeat goes on.
+    pub async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        self.ask_sandbox(id, "stop sandbox", Command::Stop).await
+    }
+
+    /// Stops it and removes it with its containers; repeatable, an unknown id is done.
+    ///
+    /// # Errors
+    /// What could not be taken down; a repeat goes on.
+    pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        self.ask_sandbox(id, "remove sandbox", Command::Remove).await
+    }
+
+    /// All sandboxes, oldest first, from memory.
+    #[must_use]
+    pub fn sandboxes(&self) -> Vec<Arc<SandboxView>> {
+        self.shared.table.sandboxes()
+    }
+
+    /// The sandbox with this id or unique id prefix.
+    #[must_use]
+    pub fn find_sandbox(&self, id: &str) -> Option<Arc<SandboxView>> {
+        self.shared.table.find_sandbox(id)
+    }
+
+    async fn ask_sandbox(
+        &self,
+        id: &SandboxId,
+        act: &'static str,
+        command: impl FnOnce(Reply<(), SandboxError>) -> Command,
+    ) -> Result<(), SandboxError> {
+        // CRI: stopping and removing an unknown sandbox is no error.
+        let Some(entry) = self.shared.table.sandbox(id) else { return Ok(()) };
+        let (reply, answer) = oneshot::channel();
+        let answered = match entry.commands.send(command(reply)).await {
+            Ok(()) => answer.await.ok(),
+            Err(_) => None,
+        };
+        match answered {
+            Some(result) => result,
+            // Its task has ended: removed meanwhile, or the daemon ends.
+            None if self.shared.table.sandbox(id).is_none() => Ok(()),
+            None => Err(SandboxError::Draining { act }),
+        }
+    }
+}
