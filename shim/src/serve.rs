@@ -17,6 +17,7 @@ mod record;
 mod requests;
 mod setup;
 mod template;
+mod unheard;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ use self::exec::{Due, Exec};
 use self::output::{Flow, Scratch};
 use self::phase::{End, Phase};
 use self::poller::{Interest, Poller, Token};
+use self::unheard::Unheard;
 
 pub(crate) use self::setup::ServeError;
 
@@ -70,6 +72,8 @@ struct Supervisor {
     sweep_at: Instant,
     sweep_pause: Duration,
     waiting: Vec<(Ticket, Farewell)>,
+    /// The stop signal, while the init would not hear it.
+    unheard: Option<Unheard>,
     scratch: Scratch,
     /// When memory that a launch or a burst of execs has touched is given back.
     tidy_at: Option<Instant>,
@@ -243,12 +247,14 @@ impl Supervisor {
         };
         let lingering = (!self.lingering.is_empty()).then_some(self.sweep_at);
         let execs = self.execs.iter().filter_map(Exec::deadline);
-        execs.chain(phase).chain(self.scratch.deadline()).chain(lingering).chain(self.tidy_at).min()
+        let unheard = self.unheard.as_ref().map(|unheard| unheard.look_at);
+        execs.chain(phase).chain(self.scratch.deadline()).chain(lingering).chain(unheard).chain(self.tidy_at).min()
     }
 
     /// Does what the clock and the last events ask for.
     fn expire(&mut self, now: Instant) {
         self.settle_execs(now);
+        self.repeat_stop_signal(now);
         if let Phase::Stopping { end: End::Grace { kill_at: at, .. } | End::Killed { again_at: at }, .. } = &self.phase
             && *at <= now
         {
@@ -268,6 +274,31 @@ impl Supervisor {
             keelson_sys::memory::trim();
             keelson_sys::memory::drop_unused_stack();
         }
+    }
+
+    /// Sends the stop signal that was held back, once the init hears it.
+    fn repeat_stop_signal(&mut self, now: Instant) {
+        let Some(unheard) = &mut self.unheard else { return };
+        match &self.phase {
+            Phase::Stopping { container, end: End::Grace { .. }, .. } => {
+                if unheard.look_at > now {
+                    return;
+                }
+                if unheard::is_deaf(container.created.pid, unheard.signal) {
+                    return unheard.put_off(now);
+                }
+                if let Err(failure) = container.signal(unheard.signal, false) {
+                    let _ = writeln!(std::io::stderr(), "{} {}", clock::now(), failure.message);
+                }
+            }
+            Phase::Empty
+            | Phase::Created { .. }
+            | Phase::Running { .. }
+            | Phase::Stopping { .. }
+            | Phase::Ending { .. }
+            | Phase::Ended { .. } => {}
+        }
+        self.unheard = None;
     }
 
     /// Answers execs that are over, kills those whose time is.

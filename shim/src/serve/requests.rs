@@ -13,6 +13,7 @@ use super::exec::Exec;
 use super::log::Stream;
 use super::phase::{Denied, End, Phase, Step, decide};
 use super::poller::{Interest, Token};
+use super::unheard::{self, Unheard};
 use super::{Farewell, Supervisor, TIDY, Ticket, failure};
 use crate::clock;
 
@@ -32,7 +33,7 @@ impl Supervisor {
             (Ok(Step::Tell | Step::TellExit), _) => Ok(Some(self.state())),
             (Ok(Step::Stop { signal, kill_at }), Some(Call::Stop(_))) => {
                 self.waiting.push((ticket, Farewell::Exit));
-                self.begin_stop(signal, kill_at).map(|()| None)
+                self.begin_stop(signal, kill_at, now).map(|()| None)
             }
             (Ok(step @ (Step::Kill | Step::AwaitEnd)), Some(call)) => {
                 let farewell = if matches!(call, Call::Delete(_)) { Farewell::Done } else { Farewell::Exit };
@@ -93,7 +94,7 @@ impl Supervisor {
         self.phase.container().map_or(Ok(()), |container| container.signal(signal.signal, signal.all))
     }
 
-    fn begin_stop(&mut self, signal: Option<i32>, kill_at: Instant) -> Result<(), Failure> {
+    fn begin_stop(&mut self, signal: Option<i32>, kill_at: Instant, now: Instant) -> Result<(), Failure> {
         let sent_before = match &self.phase {
             Phase::Stopping { end: End::Grace { signal, .. }, .. } => *signal,
             Phase::Empty
@@ -104,7 +105,11 @@ impl Supervisor {
             | Phase::Ended { .. } => 0,
         };
         if let (Some(signal), Some(container)) = (signal, self.phase.container()) {
-            container.signal(signal, false)?;
+            let deaf = unheard::is_deaf(container.created.pid, signal);
+            if !deaf {
+                container.signal(signal, false)?;
+            }
+            self.unheard = deaf.then(|| Unheard::new(signal, now));
         }
         self.phase.stopping(End::Grace { signal: signal.unwrap_or(sent_before), kill_at });
         Ok(())

@@ -67,6 +67,7 @@ pub(super) fn supervisor(id: &str) -> Result<Supervisor, ServeError> {
         sweep_at: std::time::Instant::now(),
         sweep_pause: super::FIRST_SWEEP,
         waiting: Vec::new(),
+        unheard: None,
         scratch: Scratch::default(),
         tidy_at: None,
         dismissed: false,

@@ -213,6 +213,20 @@ fn privileged_stop_signals_waits_and_kills() {
     deaf.assert_gone();
 }
 
+/// A stop that comes while the program is still installing its handler is obeyed, and the signal arrives once.
+#[test]
+fn privileged_a_stop_signal_waits_for_the_handler() {
+    let script = "sleep 0.5; trap 'echo bye; n=$((n+1))' TERM; echo ready; while [ -z \"$n\" ]; do sleep 0.01; done; \
+                  sleep 0.3; exit $n";
+    let mut container = started(script);
+    let begun = Instant::now();
+    let exit = exited(container.call(Call::Stop(Stop { signal: 15, grace_ms: 60_000 })));
+    assert_eq!((exit.code, exit.signal), (1, 0), "told once");
+    assert!(begun.elapsed() < Duration::from_secs(20), "the grace period is not waited out");
+    container.wait();
+    container.assert_gone();
+}
+
 #[test]
 fn privileged_what_init_leaves_running_is_killed_with_it() {
     // Without a pid namespace of its own, nothing but the cgroup holds the orphans together.
