@@ -112,6 +112,11 @@ async fn blocking<T: Send + 'static>(
     act: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {
+    let held = crate::observe::counters().blocking.hold();
+    let work = move || {
+        let _held = held;
+        work()
+    };
     tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Host { act, source: std::io::Error::other(error) })
 }
 

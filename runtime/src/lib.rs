@@ -9,6 +9,7 @@ pub mod cri;
 mod dirs;
 pub mod engine;
 pub mod logging;
+mod observe;
 mod oci;
 mod reconcile;
 mod recover;

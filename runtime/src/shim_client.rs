@@ -28,11 +28,12 @@ use tokio::{
     sync::oneshot,
     time::timeout,
 };
+use tracing::Instrument as _;
 
 pub(crate) use error::ShimError;
 pub(crate) use spawn::Shims;
 
-use crate::dirs::ContainerDir;
+use crate::{dirs::ContainerDir, observe::counters};
 
 /// A shim that has not answered by then is not going to.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -75,6 +76,7 @@ impl ShimClient {
         let id = id.to_owned();
         let read = async move {
             if let Err(error) = read_replies(reader, &pending).await {
+                counters().shim_protocol.one();
                 tracing::warn!(id, %error, "connection to shim dropped");
             }
             // Everybody who waits learns that there will be no answer.
@@ -162,7 +164,23 @@ impl ShimClient {
         }
     }
 
+    /// The one door to a shim: every call has its span and is counted.
     async fn call(&self, act: &'static str, call: Call, deadline: Option<Duration>) -> Result<Outcome, ShimError> {
+        let span = tracing::debug_span!("shim", otel.name = act, act, container = self.id);
+        let outcome = self.exchange(act, call, deadline).instrument(span).await;
+        counters().shim_calls.one();
+        if let Err(error) = &outcome {
+            match error {
+                ShimError::Refused { .. } => counters().shim_refused.one(),
+                ShimError::Deadline { .. } => counters().shim_deadline.one(),
+                ShimError::Gone { .. } => counters().shim_gone.one(),
+                ShimError::TooLong { .. } | ShimError::Unexpected { .. } => counters().shim_protocol.one(),
+            }
+        }
+        outcome
+    }
+
+    async fn exchange(&self, act: &'static str, call: Call, deadline: Option<Duration>) -> Result<Outcome, ShimError> {
         let gone = || ShimError::Gone { act, id: self.id.clone() };
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
@@ -205,6 +223,7 @@ impl ShimClient {
             Outcome::Exec(_) => "exec",
             Outcome::Exited(_) => "exited",
         };
+        counters().shim_protocol.one();
         ShimError::Unexpected { act, id: self.id.clone(), answer }
     }
 }

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     engine::shared::{Shared, blocking},
+    observe::Stage,
     oci::{self, volumes},
     sandbox::files,
     shim_client::{ShimClient, spawn},
@@ -87,7 +88,7 @@ async fn attempt(shared: &Arc<Shared>, order: Order) -> Result<Made, ContainerEr
     });
     // The watch must be polled for the answer to come.
     let launched = tokio::select! {
-        launched = client.launch(prepared.launch) => launched.map_err(failed(&id, "launch")),
+        launched = Stage::Launch.wait(&id, client.launch(prepared.launch)) => launched.map_err(failed(&id, "launch")),
         () = &mut watch => Err(failed(&id, "launch")(std::io::Error::other("its shim ended: see shim.log in the container's run directory"))),
     };
     match launched {
@@ -117,11 +118,14 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     let spec = &record.spec;
     let id = &record.id;
     let dir = shared.state.container(id);
-    dir.make().map_err(failed(id, "make run directory"))?;
-    // The intent: from here on the container's effects can be found and undone.
-    shared.store.put_container(record).map_err(failed(id, "record intent"))?;
-    let snapshot =
-        shared.images.prepare(&SnapshotKey::from(id), &image.id).map_err(failed(id, "prepare writable layer"))?;
+    Stage::ContainerReserve.run(id, || {
+        dir.make().map_err(failed(id, "make run directory"))?;
+        // The intent: from here on the container's effects can be found and undone.
+        shared.store.put_container(record).map_err(failed(id, "record intent"))
+    })?;
+    let snapshot = Stage::Snapshot.run(id, || shared.images.prepare(&SnapshotKey::from(id), &image.id));
+    let snapshot = snapshot.map_err(failed(id, "prepare writable layer"))?;
+    let stage = Stage::Spec.begin(id);
     let root = RootView::open(&snapshot.lower).map_err(failed(id, "open image layers"))?;
     let identity = users::resolve(&spec.security, &image.config.user, &root).map_err(|error| refused(&error))?;
     let resolved = volumes::resolve(&spec.volumes)?;
@@ -143,11 +147,13 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     })?;
     let program = shared.programs.of(&spec.security, &capabilities(&built.spec))?;
     let json = serde_json::to_vec(&built.spec).map_err(failed(id, "encode spec"))?;
+    drop(stage);
     write_new(&dir.config(), &json, 0o600).map_err(failed(id, "write spec"))?;
     if let Some(parent) = record.log_path.parent().filter(|_| !record.log_path.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(failed(id, "make log directory"))?;
     }
-    let spawned = shared.shims.spawn(id.as_str(), &dir).map_err(failed(id, "start shim"))?;
+    let spawned =
+        Stage::ShimSpawn.run(id, || shared.shims.spawn(id.as_str(), &dir)).map_err(failed(id, "start shim"))?;
     let launch = shim::Launch {
         spec: json,
         overlay: Some(

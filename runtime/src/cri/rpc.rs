@@ -12,6 +12,7 @@ use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field::Empty};
 
 use super::status::Failure;
+use crate::observe::counters;
 
 /// A request and how long its caller will wait.
 pub(super) struct Call<T> {
@@ -36,20 +37,25 @@ where
     let work = handler(Call { message: request.into_inner(), deadline });
     async move {
         let began = std::time::Instant::now();
+        let in_flight = counters().rpcs.in_flight.hold();
         let answer = match deadline {
             None => work.await,
             Some(limit) => tokio::time::timeout(margin(limit), work)
                 .await
                 .unwrap_or(Err(Failure::Deadline { rpc, seconds: limit.as_secs_f64() })),
         };
-        let ms = (began.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let took = began.elapsed();
+        let ms = (took.as_secs_f64() * 1e6).round() / 1e3;
+        drop(in_flight);
         match answer {
             Ok(answer) => {
+                counters().rpcs.ended(rpc, Code::Ok.into(), took);
                 tracing::debug!(ms, "done");
                 Ok(Response::new(answer))
             }
             Err(failure) => {
                 let status = Status::from(failure);
+                counters().rpcs.ended(rpc, status.code().into(), took);
                 log(&status, ms);
                 Err(status)
             }
@@ -62,6 +68,7 @@ where
 /// An RPC of the protocol that keelson does not have yet.
 pub(super) fn not_built(rpc: &'static str, missing: &str) -> Status {
     tracing::debug!(rpc, "not built");
+    counters().rpcs.ended(rpc, Code::Unimplemented.into(), Duration::ZERO);
     Status::unimplemented(format!("{rpc} is not built yet: {missing}"))
 }
 

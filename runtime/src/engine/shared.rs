@@ -19,7 +19,7 @@ use keelson_network::Network;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{EngineConfig, table::Table};
-use crate::{dirs::StateDir, oci::Host, seccomp::Programs, shim_client::Shims, store::Store};
+use crate::{dirs::StateDir, observe::counters, oci::Host, seccomp::Programs, shim_client::Shims, store::Store};
 
 /// Teardowns that work at one time: the kernel does them under few locks anyway.
 const TEARDOWNS: usize = 4;
@@ -123,8 +123,15 @@ pub(crate) fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Runs kernel work on the blocking pool. A panic there is this task's panic.
+/// Runs kernel work on the blocking pool, inside the caller's span. A panic there is this task's panic.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let span = tracing::Span::current();
+    let held = counters().blocking.hold();
+    let work = move || {
+        // Dropped when the work is done, also when nobody awaits it any more.
+        let _held = held;
+        span.in_scope(work)
+    };
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     dirs::SandboxDir,
     engine::shared::{Shared, blocking},
+    observe::Stage,
     store::record::SandboxRecord,
 };
 
@@ -44,7 +45,7 @@ pub(crate) async fn create(shared: Arc<Shared>, record: SandboxRecord) -> Result
         let shared = Arc::clone(&shared);
         blocking(move || {
             let mut record = record;
-            record.made_cgroup = parent::claim(&shared, &record);
+            record.made_cgroup = Stage::Cgroup.run(&record.id, || parent::claim(&shared, &record));
             let made = make(&shared, &record);
             (record, made)
         })
@@ -53,7 +54,8 @@ pub(crate) async fn create(shared: Arc<Shared>, record: SandboxRecord) -> Result
     let made_cgroup = record.made_cgroup;
     let made = match base {
         Ok(addresses) if record.spec.namespaces.pid == PidMode::Sandbox => {
-            holder::start(&shared, &record).await.map(|holder| Made { addresses, holder: Some(holder), made_cgroup })
+            let holder = Stage::Holder.wait(&record.id, holder::start(&shared, &record)).await;
+            holder.map(|holder| Made { addresses, holder: Some(holder), made_cgroup })
         }
         Ok(addresses) => Ok(Made { addresses, holder: None, made_cgroup }),
         Err(failure) => Err(failure),
@@ -76,14 +78,19 @@ fn make(shared: &Shared, record: &SandboxRecord) -> Result<Vec<IpAddr>, Failure>
     let spec = &record.spec;
     let dir = shared.state.sandbox(&record.id);
     let hostname = files::hostname(spec);
-    dir.make().map_err(failed("make run directory"))?;
-    // The intent: from here on the sandbox's effects can be found and undone.
-    shared.store.put_sandbox(record).map_err(failed("record intent"))?;
+    Stage::Reserve.run(&record.id, || {
+        dir.make().map_err(failed("make run directory"))?;
+        // The intent: from here on the sandbox's effects can be found and undone.
+        shared.store.put_sandbox(record).map_err(failed("record intent"))
+    })?;
+    let span = tracing::Span::current();
     std::thread::scope(|scope| {
         let beside = std::thread::Builder::new()
             .name("sandbox-files".into())
             .stack_size(256 * 1024)
-            .spawn_scoped(scope, || fill(shared, spec, &hostname, &dir))
+            .spawn_scoped(scope, || {
+                span.in_scope(|| Stage::Files.run(&record.id, || fill(shared, spec, &hostname, &dir)))
+            })
             .map_err(failed("start thread"))?;
         let addresses = connect(shared, record, &hostname, &dir);
         let filled = beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -110,6 +117,7 @@ fn connect(shared: &Shared, record: &SandboxRecord, hostname: &str, dir: &Sandbo
         return Ok(Vec::new());
     }
     let defaults = sysctl::defaults(spec.namespaces, shared.config.unprivileged_ports, shared.config.unprivileged_icmp);
+    let stage = Stage::Namespaces.begin(&record.id);
     let netns = in_new(kinds, || -> Result<Option<Netns>, Failure> {
         sysctl::apply(&spec.sysctls, &defaults).map_err(failed("set kernel parameters"))?;
         if own_ipc {
@@ -124,14 +132,15 @@ fn connect(shared: &Shared, record: &SandboxRecord, hostname: &str, dir: &Sandbo
         pin(NamespaceKinds::NET, &dir.net()).map_err(failed("pin network namespace"))?;
         Ok(Some(netns))
     });
+    drop(stage);
     match (netns.map_err(failed("make namespaces"))??, &shared.network) {
         (Some(netns), Some(network)) => {
             let request = AttachRequest {
                 sandbox: record.id.clone(),
                 ports: spec.port_mappings.iter().filter_map(port).collect(),
             };
-            let attachment = network.attach(&request, &netns).map_err(failed("attach to network"))?;
-            Ok(attachment.addresses)
+            let attached = Stage::Network.run(&record.id, || network.attach(&request, &netns));
+            Ok(attached.map_err(failed("attach to network"))?.addresses)
         }
         // Refused by the engine before.
         (Some(_), None) | (None, _) => Ok(Vec::new()),

@@ -18,6 +18,7 @@ use crate::{
         shared::{Shared, blocking},
         table::ContainerEntry,
     },
+    observe::{Stage, counters},
     oci::cgroup_path,
     resources::Resources,
     sandbox::{parent, state as sandbox_state},
@@ -119,7 +120,10 @@ impl Task {
                 member.starting = true;
                 self.apply(id, &Event::StartSent);
                 let id = id.clone();
-                self.work.spawn(async move { Done::Started(id, shim.start().await) });
+                self.work.spawn(async move {
+                    let started = Stage::Start.wait(&id, shim.start()).await;
+                    Done::Started(id, started)
+                });
             }
             Ok(Step::Join | Step::After | Step::Hasten { .. } | Step::KillFirst) => member.started.push(reply),
             Ok(Step::Done) => answer(reply, Ok(())),
@@ -259,6 +263,11 @@ impl Task {
         let next = member.record.state.after(event);
         if next == member.record.state {
             return;
+        }
+        if let State::Exited(exit) = &next
+            && member.record.state.alive()
+        {
+            counters().exited(exit.reason);
         }
         member.record.state = next;
         if let Err(error) = self.shared.store.put_container(&member.record) {
