@@ -18,7 +18,7 @@ fn busybox(file: &'static str, list: &[&str], mut config: Value) -> Recipe {
         config,
         docker: true,
         index: false,
-        version: 1,
+        version: 2,
     }
 }
 
@@ -31,7 +31,7 @@ pub(super) fn all() -> Vec<Recipe> {
         busybox(
             "critest-httpd",
             &["e2e-test-images/httpd:2.4.39-4"],
-            json!({ "Cmd": ["sh", "-c", "mkdir -p /www; echo httpd: serving on 80; exec httpd -f -p 80 -h /www"] }),
+            json!({ "Cmd": ["sh", "-c", "mkdir -p /www; echo It works > /www/index.html; echo httpd: serving on 80; exec httpd -f -p 80 -h /www"] }),
         ),
         busybox("critest-user-uid", &[&named("test-image-user-uid:latest")], user("1002")),
         busybox("critest-user-username", &[&named("test-image-user-username:latest")], user("www-data")),
@@ -72,7 +72,7 @@ pub(super) fn all() -> Vec<Recipe> {
         config: json!({ "Entrypoint": ["/nnp"] }),
         docker: false,
         index: false,
-        version: 1,
+        version: 2,
     });
     recipes.push(Recipe {
         file: "critest-hostnet-nginx",
@@ -87,7 +87,7 @@ pub(super) fn all() -> Vec<Recipe> {
         config: json!({ "Cmd": ["nginx", "-g", "daemon off;"], "Env": [PATH] }),
         docker: false,
         index: false,
-        version: 1,
+        version: 2,
     });
     recipes
 }
