@@ -53,7 +53,7 @@ test: ## Everything that must pass: unit, property, privileged, e2e scenarios
 	@e2e/tools/run-tests
 
 .PHONY: critest
-critest: ## critest against a debug node: make critest CRITEST="--parallel 4"
+critest: ## critest: all specs serially and four at a time, streaming over WebSocket; one run: CRITEST="--focus Streaming"
 	@deploy/install-deps build test
 	@$(MAKE) --no-print-directory dev
 	cargo build -q -p keelson-e2e
