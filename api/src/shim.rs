@@ -121,6 +121,26 @@ pub struct Launch {
     /// Directories of the root filesystem (an image's volumes): made when missing, and still writable when the root is read-only.
     #[prost(string, repeated, tag = "9")]
     pub volumes: Vec<String>,
+    /// Images whose trees are mounted, each in place of the spec's mount with the same destination.
+    #[prost(message, repeated, tag = "13")]
+    pub image_volumes: Vec<ImageVolume>,
+    /// Sources of bind mounts of the spec in which no symbolic link is left: one that is met there after all is refused.
+    #[prost(string, repeated, tag = "14")]
+    pub resolved_sources: Vec<String>,
+}
+
+/// An image's tree (or a folder of it) for a container, read-only.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ImageVolume {
+    /// `destination` of the mount of the spec, whose attribute options (`nosuid`, ..) hold.
+    #[prost(string, tag = "1")]
+    pub destination: String,
+    /// Directories to stack, top first: two or more.
+    #[prost(string, repeated, tag = "2")]
+    pub lower: Vec<String>,
+    /// Folder of the tree to mount, found inside it; empty: all of it.
+    #[prost(string, tag = "3")]
+    pub sub_path: String,
 }
 
 /// An overlay root filesystem.

@@ -10,6 +10,7 @@ mod error;
 mod exec;
 mod hooks;
 mod idmap;
+mod image;
 mod lsm;
 mod mounts;
 mod namespaces;
@@ -49,6 +50,10 @@ pub struct CreateRequest<'a> {
     pub overlay: Option<&'a OverlayRootfs>,
     /// Folders to make inside the root filesystem, writable even when it is read-only: an image's volumes.
     pub volumes: &'a [String],
+    /// Images' trees to mount in place of the spec's mounts with the same destinations.
+    pub image_volumes: &'a [ImageVolume],
+    /// Sources of binds that must have no symbolic link in them: whoever resolved them has followed all there were.
+    pub resolved_sources: &'a [String],
     /// Compiled seccomp program; without it `linux.seccomp` of the spec is compiled.
     pub seccomp: Option<&'a [u8]>,
     pub systemd_cgroup: bool,
@@ -82,6 +87,17 @@ pub struct OverlayRootfs {
     pub volatile: bool,
     /// In a user namespace: the layers hold the ids of the container, shift them by its mappings.
     pub idmapped: bool,
+}
+
+/// An image's tree for a container, always read-only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageVolume {
+    /// As the spec's mount has it.
+    pub destination: String,
+    /// Top first. At least two: the kernel stacks nothing less without a writable layer.
+    pub lower: Vec<PathBuf>,
+    /// Folder of the tree to mount; empty: all of it.
+    pub sub_path: String,
 }
 
 /// The standard streams of a process.

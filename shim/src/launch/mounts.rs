@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use keelson_sys::child::{Attributes, Mount as Place, MountSource, Node, Op, Parameter, Propagation};
 use keelson_sys::mount;
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::options::{self, Options};
-use super::{LaunchError, c_string, idmap, rootfs};
+use super::{ImageVolume, LaunchError, c_string, idmap, image, rootfs};
 use crate::cgroup;
 use crate::spec::{IdMapping, Mount};
 
@@ -43,12 +44,27 @@ pub(super) struct Mounts<'a> {
     pub(super) cgroup: Option<&'a cgroup::Handle>,
     /// Where systemd is going to make it.
     pub(super) expected: Option<cgroup::Handle>,
+    pub(super) images: &'a [ImageVolume],
+    /// How layers of images get the ids of the container's user namespace.
+    pub(super) shift: Option<rootfs::Shift<'a>>,
+    /// Sources that have no symbolic link left.
+    pub(super) resolved: &'a [String],
     namespaces: HashMap<String, OwnedFd>,
 }
 
 impl<'a> Mounts<'a> {
     pub(super) fn new(bundle: &'a Path, label: &'a str, mappings: (&'a [IdMapping], &'a [IdMapping])) -> Mounts<'a> {
-        Mounts { bundle, label, mappings, cgroup: None, expected: None, namespaces: HashMap::new() }
+        Mounts {
+            bundle,
+            label,
+            mappings,
+            cgroup: None,
+            expected: None,
+            images: &[],
+            shift: None,
+            resolved: &[],
+            namespaces: HashMap::new(),
+        }
     }
 
     pub(super) fn operations(&mut self, mounts: &[Mount]) -> Result<Vec<Op>, LaunchError> {
@@ -61,7 +77,10 @@ impl<'a> Mounts<'a> {
                 error.object = format!("{} of {}", error.object, mount.destination);
                 error
             })?;
-            if options.bind || mount.kind == "bind" {
+            if let Some(volume) = self.images.iter().find(|volume| volume.destination == mount.destination) {
+                let source = image::source(volume, &options, self.shift.as_ref())?;
+                ops.push(self.place(&mount.destination, source, Node::Folder, false)?);
+            } else if options.bind || mount.kind == "bind" {
                 ops.push(self.bind(mount, &options)?);
             } else if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") {
                 self.cgroup(mount, options, &mut ops)?;
@@ -80,7 +99,20 @@ impl<'a> Mounts<'a> {
         if options.recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
-        let tree = open_tree(CWD, &source, flags).map_err(failed)?;
+        let tree = if self.resolved.contains(&mount.source) {
+            let place = rootfs::place_without_links(&source).map_err(|errno| {
+                let moved = errno == Errno::LOOP;
+                let error = failed(errno);
+                if moved {
+                    error.with_hint("a symbolic link was put into it after it had been resolved")
+                } else {
+                    error
+                }
+            })?;
+            open_tree(&place, "", flags | OpenTreeFlags::AT_EMPTY_PATH).map_err(failed)?
+        } else {
+            open_tree(CWD, &source, flags).map_err(failed)?
+        };
         let shift = options
             .idmap
             .or_else(|| (!mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty()).then_some(false));

@@ -155,14 +155,14 @@ fn build_root(ops: &mut Vec<Op>, subject: &Subject<'_>, handle: Option<&cgroup::
     ops.push(Op::Propagation(Propagation::Private));
     let in_user_namespace = namespaces.separates(NamespaceKind::User);
     let mappings = (linux.uid_mappings.as_slice(), linux.gid_mappings.as_slice());
+    let shifted = request.overlay.is_some_and(|overlay| overlay.idmapped) && in_user_namespace;
+    let namespace = shifted.then(|| idmap::namespace(mappings.0, mappings.1)).transpose()?;
+    let shift = namespace.as_ref().map(|namespace| {
+        let root = (idmap::outside(mappings.0, 0), idmap::outside(mappings.1, 0));
+        rootfs::Shift { namespace, root }
+    });
     let root = match (request.overlay, &request.spec.root) {
-        (Some(overlay), _) => {
-            let shift = overlay.idmapped && in_user_namespace;
-            let namespace = shift.then(|| idmap::namespace(mappings.0, mappings.1)).transpose()?;
-            let root = (idmap::outside(mappings.0, 0), idmap::outside(mappings.1, 0));
-            let shift = namespace.as_ref().map(|namespace| rootfs::Shift { namespace, root });
-            rootfs::overlay(overlay, shift.as_ref(), request.bundle)?
-        }
+        (Some(overlay), _) => rootfs::overlay(overlay, shift.as_ref(), request.bundle)?,
         (None, Some(root)) => rootfs::Root::Tree(rootfs::bind(&request.bundle.join(&root.path))?),
         (None, None) => return Err(LaunchError::invalid("read spec", "root", "it is missing")),
     };
@@ -171,6 +171,7 @@ fn build_root(ops: &mut Vec<Op>, subject: &Subject<'_>, handle: Option<&cgroup::
         rootfs::Root::Legacy(op) => op,
     });
     let mut mounts = Mounts::new(request.bundle, &linux.mount_label, mappings);
+    (mounts.images, mounts.shift, mounts.resolved) = (request.image_volumes, shift, request.resolved_sources);
     mounts.cgroup = handle;
     if handle.is_none() {
         mounts.expected = Some(place::expected(request, linux)?);

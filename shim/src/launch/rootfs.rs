@@ -6,11 +6,11 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keelson_sys::child::{Attributes, Op, Propagation};
 use keelson_sys::mount;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
@@ -49,16 +49,18 @@ pub(super) fn overlay(overlay: &OverlayRootfs, shift: Option<&Shift<'_>>, bundle
         return Err(LaunchError::invalid(STEP, "", "no lower directory"));
     }
     let layers = Layers::open(overlay, shift)?;
-    match mount_overlay(overlay, &layers, Lower::Each) {
-        Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir+" => {}
-        other => return other.map(Root::Tree),
+    match layers.mount()? {
+        Some(tree) => Ok(Root::Tree(tree)),
+        None => legacy(overlay, layers, bundle).map(Root::Legacy),
     }
-    // Before Linux 6.7 layers are one string, and fsconfig takes 255 bytes of it; short names make that about fifteen layers.
-    match mount_overlay(overlay, &layers, Lower::Joined) {
-        Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir" => {}
-        other => return other.map(Root::Tree),
-    }
-    legacy(overlay, layers, bundle).map(Root::Legacy)
+}
+
+/// An overlay that nobody can write to: of two layers or more.
+pub(super) fn read_only(lower: &[PathBuf], shift: Option<&Shift<'_>>) -> Result<OwnedFd, LaunchError> {
+    let layers = Layers::open_lower(lower, shift)?;
+    layers.mount()?.ok_or_else(|| {
+        LaunchError::unsupported(STEP, "", "more layers than this kernel's mount call takes; use Linux 6.7 or newer")
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -70,18 +72,37 @@ enum Lower {
 }
 
 /// The layers' folders. Their descriptors give names without colons, commas, or length, and shifted ones have no other name.
-struct Layers {
-    lower: Vec<OwnedFd>,
-    upper: OwnedFd,
-    work: OwnedFd,
+struct Layers<'a> {
+    lower: Vec<(&'a Path, OwnedFd)>,
+    /// Upper and work folder.
+    writable: Option<[(&'a Path, OwnedFd); 2]>,
+    volatile: bool,
     shifted: bool,
 }
 
-impl Layers {
+impl<'a> Layers<'a> {
+    fn open_lower(lower: &'a [PathBuf], shift: Option<&Shift<'_>>) -> Result<Layers<'a>, LaunchError> {
+        let lower = lower.iter().map(|path| Ok((path.as_path(), folder(path, shift)?))).collect::<Result<_, _>>()?;
+        Ok(Layers { lower, writable: None, volatile: false, shifted: shift.is_some() })
+    }
+
+    /// None: this kernel's fsconfig cannot take so many.
+    fn mount(&self) -> Result<Option<OwnedFd>, LaunchError> {
+        match mount_overlay(self, Lower::Each) {
+            Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir+" => {}
+            other => return other.map(Some),
+        }
+        // Before Linux 6.7 layers are one string, and fsconfig takes 255 bytes of it; short names make that about fifteen layers.
+        match mount_overlay(self, Lower::Joined) {
+            Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir" => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
     /// Lower layers are shared by containers of other mappings and shifted; the upper one is this container's alone and holds the
     /// ids of the node, because the overlay works in it as the node's root. Its folder is the container's `/`.
-    fn open(overlay: &OverlayRootfs, shift: Option<&Shift<'_>>) -> Result<Layers, LaunchError> {
-        let lower = overlay.lower.iter().map(|path| folder(path, shift)).collect::<Result<_, _>>()?;
+    fn open(overlay: &'a OverlayRootfs, shift: Option<&Shift<'_>>) -> Result<Layers<'a>, LaunchError> {
+        let layers = Layers::open_lower(&overlay.lower, shift)?;
         let (upper, work) = (folder(&overlay.upper, None)?, folder(&overlay.work, None)?);
         if let Some(shift) = shift {
             let (uid, gid) = (Uid::from_raw(shift.root.0), Gid::from_raw(shift.root.1));
@@ -95,7 +116,8 @@ impl Layers {
             let _ = rustix::fs::unlinkat(&work, "work/incompat/volatile/dirty", AtFlags::empty());
             let _ = rustix::fs::unlinkat(&work, "work/incompat/volatile", AtFlags::REMOVEDIR);
         }
-        Ok(Layers { lower, upper, work, shifted: shift.is_some() })
+        let writable = Some([(overlay.upper.as_path(), upper), (overlay.work.as_path(), work)]);
+        Ok(Layers { writable, volatile: overlay.volatile, ..layers })
     }
 }
 
@@ -124,7 +146,7 @@ fn name(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-fn mount_overlay(overlay: &OverlayRootfs, layers: &Layers, lower: Lower) -> Result<OwnedFd, LaunchError> {
+fn mount_overlay(layers: &Layers<'_>, lower: Lower) -> Result<OwnedFd, LaunchError> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|errno| LaunchError::system(STEP, "", errno).with_hint("is the overlay module loaded?"))?;
     let failed = |key: &str, errno| {
@@ -148,22 +170,24 @@ fn mount_overlay(overlay: &OverlayRootfs, layers: &Layers, lower: Lower) -> Resu
     };
     match lower {
         Lower::Each => {
-            for (path, fd) in overlay.lower.iter().zip(&layers.lower) {
+            for (path, fd) in &layers.lower {
                 set("lowerdir+", path, fd)?;
             }
         }
         Lower::Joined => {
-            let names: Vec<String> = layers.lower.iter().map(name).collect();
+            let names: Vec<String> = layers.lower.iter().map(|(_, fd)| name(fd)).collect();
             fsconfig_set_string(context.as_fd(), "lowerdir", names.join(":"))
                 .map_err(|errno| failed("lowerdir", errno))?;
         }
     }
-    set("upperdir", &overlay.upper, &layers.upper)?;
-    set("workdir", &overlay.work, &layers.work)?;
+    if let Some([(upper, upper_fd), (work, work_fd)]) = &layers.writable {
+        set("upperdir", upper, upper_fd)?;
+        set("workdir", work, work_fd)?;
+    }
     for (key, value) in PLAIN {
         fsconfig_set_string(context.as_fd(), key, value).map_err(|errno| failed(key, errno))?;
     }
-    if overlay.volatile {
+    if layers.volatile {
         fsconfig_set_flag(context.as_fd(), "volatile").map_err(|errno| failed("volatile", errno))?;
     }
     fsconfig_create(context.as_fd()).map_err(|errno| failed("", errno))?;
@@ -171,10 +195,12 @@ fn mount_overlay(overlay: &OverlayRootfs, layers: &Layers, lower: Lower) -> Resu
 }
 
 /// For kernels whose fsconfig cannot take the layers: mount(2) by the child on the bundle's folder, seen by nobody else.
-fn legacy(overlay: &OverlayRootfs, layers: Layers, bundle: &Path) -> Result<Op, LaunchError> {
-    let names: Vec<String> = layers.lower.iter().map(name).collect();
-    let mut data =
-        format!("lowerdir={},upperdir={},workdir={}", names.join(":"), name(&layers.upper), name(&layers.work));
+fn legacy(overlay: &OverlayRootfs, layers: Layers<'_>, bundle: &Path) -> Result<Op, LaunchError> {
+    let names: Vec<String> = layers.lower.iter().map(|(_, fd)| name(fd)).collect();
+    let mut data = format!("lowerdir={}", names.join(":"));
+    for (key, (_, fd)) in ["upperdir", "workdir"].into_iter().zip(layers.writable.iter().flatten()) {
+        data.push_str(&format!(",{key}={}", name(fd)));
+    }
     for (key, value) in PLAIN {
         data.push_str(&format!(",{key}={value}"));
     }
@@ -191,7 +217,7 @@ fn legacy(overlay: &OverlayRootfs, layers: Layers, bundle: &Path) -> Result<Op, 
     let target =
         CString::new(bundle.as_os_str().as_bytes()).map_err(|_| LaunchError::system(STEP, "", Errno::INVAL))?;
     let data = super::c_string(STEP, &data)?;
-    let keep = layers.lower.into_iter().chain([layers.upper, layers.work]).collect();
+    let keep = layers.lower.into_iter().chain(layers.writable.into_iter().flatten()).map(|(_, fd)| fd).collect();
     Ok(Op::LegacyRoot { kind: c"overlay".into(), target, data, keep })
 }
 
@@ -204,6 +230,12 @@ fn kernel_words(context: &OwnedFd) -> String {
         said.push(line.strip_prefix("e ").map_or(line.clone(), str::to_owned));
     }
     said.join("; ")
+}
+
+/// A place on the host whose path has no symbolic link in it.
+pub(super) fn place_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 pub(super) fn is_folder(fd: &OwnedFd) -> bool {

@@ -144,6 +144,8 @@ fn make(options: &Options, global: &Global, console_socket: Option<&Path>) -> Re
             env: None,
             overlay: None,
             volumes: &[],
+            image_volumes: &[],
+            resolved_sources: &[],
             seccomp: None,
             systemd_cgroup: global.systemd_cgroup,
             builtin_init: false,

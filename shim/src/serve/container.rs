@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use keelson_api::shim::{Failure, FailureKind, Launch, Stdio};
 use keelson_shim::launch::{
-    self, ChildStdio, CreateRequest, Created, ExecRequest, ExecTarget, Execed, Gate, OverlayRootfs,
+    self, ChildStdio, CreateRequest, Created, ExecRequest, ExecTarget, Execed, Gate, ImageVolume, OverlayRootfs,
 };
 use keelson_shim::spec::Spec;
 use rustix::fs::{Mode, OFlags};
@@ -72,6 +72,15 @@ impl Container {
         let bundle =
             std::env::current_dir().map_err(|error| failure("find run directory", "", FailureKind::System, &error))?;
         let env = (!call.env.is_empty()).then_some(call.env.as_slice());
+        let images: Vec<ImageVolume> = call
+            .image_volumes
+            .into_iter()
+            .map(|volume| ImageVolume {
+                destination: volume.destination,
+                lower: volume.lower.into_iter().map(PathBuf::from).collect(),
+                sub_path: volume.sub_path,
+            })
+            .collect();
         let mut created = launch::create(CreateRequest {
             id,
             bundle: &bundle,
@@ -79,6 +88,8 @@ impl Container {
             env,
             overlay: overlay.as_ref(),
             volumes: &call.volumes,
+            image_volumes: &images,
+            resolved_sources: &call.resolved_sources,
             seccomp: Some(&seccomp).filter(|program| !program.is_empty()).map(Vec::as_slice),
             systemd_cgroup: call.systemd_cgroup,
             builtin_init: call.builtin_init,

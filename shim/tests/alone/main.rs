@@ -52,6 +52,8 @@ fn privileged_a_clock_is_set_in_a_new_time_namespace() {
         env: None,
         overlay: None,
         volumes: &[],
+        image_volumes: &[],
+        resolved_sources: &[],
         seccomp: None,
         systemd_cgroup: false,
         builtin_init: false,

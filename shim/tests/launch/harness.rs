@@ -9,7 +9,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use keelson_shim::launch::{
-    self, ChildStdio, CreateRequest, Created, ExecRequest, ExecTarget, Gate, LaunchError, OverlayRootfs,
+    self, ChildStdio, CreateRequest, Created, ExecRequest, ExecTarget, Gate, ImageVolume, LaunchError, OverlayRootfs,
 };
 use keelson_shim::spec::{Capabilities, Linux, Mount, Namespace, NamespaceKind, Process, Root, Spec, User};
 use keelson_sys::pidfd::{self, Exit};
@@ -28,6 +28,8 @@ pub(crate) struct Bundle {
     pub(crate) spec: Spec,
     pub(crate) overlay: Option<OverlayRootfs>,
     pub(crate) volumes: Vec<String>,
+    pub(crate) image_volumes: Vec<ImageVolume>,
+    pub(crate) resolved_sources: Vec<String>,
     pub(crate) builtin_init: bool,
     pub(crate) clamp_oom_score: bool,
 }
@@ -68,7 +70,17 @@ impl Bundle {
             }),
             ..Spec::default()
         };
-        Bundle { folder, id, spec, overlay: None, volumes: Vec::new(), builtin_init: false, clamp_oom_score: true }
+        Bundle {
+            folder,
+            id,
+            spec,
+            overlay: None,
+            volumes: Vec::new(),
+            image_volumes: Vec::new(),
+            resolved_sources: Vec::new(),
+            builtin_init: false,
+            clamp_oom_score: true,
+        }
     }
 
     pub(crate) fn rootfs(&self) -> PathBuf {
@@ -112,6 +124,8 @@ impl Bundle {
             env: None,
             overlay: self.overlay.as_ref(),
             volumes: &self.volumes,
+            image_volumes: &self.image_volumes,
+            resolved_sources: &self.resolved_sources,
             seccomp: None,
             systemd_cgroup: false,
             builtin_init: self.builtin_init,

@@ -9,5 +9,6 @@ mod files;
 mod harness;
 mod hostile;
 mod identity;
+mod images;
 mod namespaces;
 mod start;

@@ -129,7 +129,7 @@ fn privileged_hostile_sysctls_are_refused() {
     assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), core_pattern);
 }
 
-fn with_user_namespace(bundle: &mut Bundle) {
+pub(crate) fn with_user_namespace(bundle: &mut Bundle) {
     let mapping = vec![IdMapping { container_id: 0, host_id: 200_000, size: 65_536 }];
     let linux = bundle.linux();
     linux.namespaces.push(Namespace { kind: NamespaceKind::User, path: String::new() });

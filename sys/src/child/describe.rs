@@ -15,6 +15,7 @@ pub(super) mod part {
     pub(in crate::child) const ATTACH: u32 = 3;
     pub(in crate::child) const VERIFY: u32 = 4;
     pub(in crate::child) const ON_PROC: u32 = 5;
+    pub(in crate::child) const CUT: u32 = 6;
     /// This and above: parameter.
     pub(in crate::child) const PARAMETER: u32 = 16;
 }
@@ -86,6 +87,7 @@ impl Mount {
             part::VERIFY => ("verify mount, whose target moved away,", target),
             part::ON_PROC => ("mount onto procfs at", target),
             part::ATTACH => ("mount", target),
+            part::CUT => ("mount a part of a filesystem on", target),
             parameter => {
                 let index = usize::try_from(parameter - part::PARAMETER).unwrap_or(usize::MAX);
                 let MountSource::New { parameters, .. } = &self.source else {

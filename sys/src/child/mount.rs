@@ -59,6 +59,7 @@ impl Places {
         let at = |part: u32| move |errno: Errno| (part, errno);
         if let Some(name) = self.name_in_dev(&mount.target)
             && mount.node == Node::Folder
+            && !matches!(mount.source, MountSource::Part { .. })
         {
             let tree = tree_of(&mount.source)?;
             make_and_attach(tree, self.dev, name).map_err(at(part::ATTACH))?;
@@ -69,16 +70,31 @@ impl Places {
             resolve::open_or_create(self.root, &mount.target, mount.node, resolve).map_err(at(part::TARGET))?;
         // A new filesystem cannot be anybody's trick; a bind could replace what later reads of /proc trust.
         if !mount.on_proc
-            && matches!(mount.source, MountSource::Tree(_))
+            && !matches!(mount.source, MountSource::New { .. })
             && raw::filesystem(target).map_err(at(part::TARGET))? == PROC_SUPER_MAGIC
         {
             return Err((part::ON_PROC, Errno::PERM));
         }
-        let tree = tree_of(&mount.source)?;
+        let tree = match &mount.source {
+            MountSource::Part { tree, part } => {
+                self.cut_out(tree.as_raw_fd(), part.as_raw_fd(), target).map_err(at(part::CUT))?
+            }
+            MountSource::Tree(_) | MountSource::New { .. } => tree_of(&mount.source)?,
+        };
         raw::attach_mount(tree, target).map_err(at(part::ATTACH))?;
         raw::close(target);
         self.verify(&mount.target, tree).map_err(at(part::VERIFY))?;
         Ok(tree)
+    }
+
+    /// A mount of `part` of `tree` alone, detached. The whole is on `target` only meanwhile, before anything of the container runs.
+    fn cut_out(&self, tree: i32, part: i32, target: i32) -> io::Result<i32> {
+        raw::attach_mount(tree, target)?;
+        let cut = raw::clone_mount(part, false);
+        raw::fchdir(tree)?;
+        raw::umount_here()?;
+        raw::fchdir(self.root)?;
+        cut
     }
 
     /// Nobody else can reach into the new filesystem yet, so names in it are taken as they are.
@@ -244,7 +260,7 @@ impl Places {
 /// The tree to attach: the one that was prepared, or a new filesystem's.
 fn tree_of(source: &MountSource) -> Result<i32, (u32, Errno)> {
     match source {
-        MountSource::Tree(fd) => Ok(fd.as_raw_fd()),
+        MountSource::Tree(fd) | MountSource::Part { tree: fd, .. } => Ok(fd.as_raw_fd()),
         MountSource::New { kind, parameters, attributes, propagation } => {
             let tree = new_filesystem(kind, parameters, *attributes)?;
             if let Some(propagation) = propagation {

@@ -191,6 +191,14 @@ pub struct Mount {
 pub enum MountSource {
     /// A detached mount, ready.
     Tree(OwnedFd),
+    /// A folder of a detached mount, and nothing else of it: only in a mount namespace can one be cut out of the other (a detached
+    /// mount can be cloned from since Linux 6.15 alone), so the whole is attached there for the moment between.
+    Part {
+        /// The whole.
+        tree: OwnedFd,
+        /// The folder, opened in it.
+        part: OwnedFd,
+    },
     /// A new filesystem of the child's own namespaces.
     New {
         /// Its type.
