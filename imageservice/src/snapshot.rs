@@ -39,6 +39,14 @@ impl FromStr for SnapshotKey {
     }
 }
 
+impl SnapshotKey {
+    /// The hold that a container has on an image of which it has mounted a volume: of its volume `index`.
+    #[must_use]
+    pub fn of_volume(container: &ContainerId, index: usize) -> Self {
+        Self(format!("{}.{index}", container.as_str()).into())
+    }
+}
+
 impl From<&ContainerId> for SnapshotKey {
     fn from(id: &ContainerId) -> Self {
         Self(id.as_str().into())

@@ -64,11 +64,10 @@ pub struct Cri {
     about: About,
 }
 
-/// What the face must know beside the engine: settings to show, and what this kernel can do.
+/// What the face must know beside the engine: settings to show, and the kernel's name.
 struct About {
     config: Config,
     kernel: String,
-    recursive_read_only: bool,
     default_seccomp: Seccomp,
 }
 
@@ -78,8 +77,6 @@ impl Cri {
     pub fn new(engine: Engine, images: Arc<ImageService>, config: Config) -> Self {
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let about = About {
-            // mount_setattr(2), which makes a tree of mounts read-only at once.
-            recursive_read_only: at_least(&kernel, (5, 12)),
             default_seccomp: match config.containers.seccomp {
                 DefaultSeccomp::RuntimeDefault => Seccomp::RuntimeDefault,
                 DefaultSeccomp::Unconfined => Seccomp::Unconfined,
@@ -94,12 +91,6 @@ impl Cri {
     fn image_id(&self, name: &str) -> Option<String> {
         self.images.find(name).map(|image| image.id.to_string())
     }
-}
-
-/// Whether a kernel release such as `6.1.0-13-amd64` is this one or newer.
-fn at_least(release: &str, version: (u32, u32)) -> bool {
-    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= version
 }
 
 /// The name of the image a request is about.

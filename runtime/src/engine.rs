@@ -25,7 +25,7 @@ use keelson_imageservice::ImageService;
 pub use config::{CgroupDriver, EngineConfig, Rlimit};
 pub use error::{ErrorKind, OpenError};
 pub use exec::ExecOutput;
-pub use status::EngineStatus;
+pub use status::{EngineStatus, Features};
 
 use self::shared::{Shared, blocking};
 use crate::{reconcile, recover, sandbox::task::Command};

@@ -8,6 +8,7 @@ pub(crate) mod cgroup_path;
 pub(crate) mod devices;
 pub(crate) mod holder;
 pub(crate) mod mounts;
+pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod volumes;
 
@@ -19,7 +20,7 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Root, Spec};
 use crate::{
     container::{
         ContainerError,
-        spec::{AppArmor, ContainerPid, ContainerSpec, Volume},
+        spec::{AppArmor, CgroupMount, ContainerPid, ContainerSpec, Volume},
     },
     dirs::SandboxDir,
     engine::Rlimit,
@@ -46,7 +47,7 @@ const MASKED: [&str; 12] = [
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What of the host decides how a container can be made. Read once, when the engine opens.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Host {
     /// Cgroups are v2 alone.
     pub(crate) unified: bool,
@@ -58,6 +59,10 @@ pub(crate) struct Host {
     pub(crate) selinux: bool,
     /// Capabilities this daemon can hand out, without `CAP_`.
     pub(crate) capabilities: Vec<String>,
+    /// A tree of mounts can be given attributes at once: read-only, `noexec` and the like.
+    pub(crate) recursive_attributes: bool,
+    /// Why no container can be given its own cgroup to write to; none: it can.
+    pub(crate) no_writable_cgroup: Option<String>,
 }
 
 /// Everything a spec is made of.
@@ -69,6 +74,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) identity: &'a Identity,
     /// Those of the request, host paths resolved.
     pub(crate) volumes: &'a [Volume],
+    /// Layers of the images among the volumes.
+    pub(crate) images: &'a [mounts::ImageLayers],
     pub(crate) cgroups_path: &'a str,
     /// As in the sandbox's UTS namespace.
     pub(crate) hostname: &'a str,
@@ -103,6 +110,9 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
     let mut root = Root::default();
     root.set_path(PathBuf::from("rootfs")).set_readonly(Some(inputs.spec.security.readonly_rootfs));
 
+    if let (CgroupMount::Writable, Some(reason)) = (inputs.spec.security.cgroup, &inputs.host.no_writable_cgroup) {
+        return Err(ContainerError::Unsupported { field: "cgroup_mount_mode".into(), reason: reason.clone() });
+    }
     let mut limits = inputs.spec.resources.clone();
     if limits.pids_limit.is_none() && inputs.pids_limit > 0 {
         limits.pids_limit = Some(inputs.pids_limit);
@@ -221,6 +231,8 @@ impl Host {
             apparmor: on("/sys/module/apparmor/parameters/enabled"),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             capabilities: capabilities::of_this_process(),
+            recursive_attributes: probe::recursive_attributes(),
+            no_writable_cgroup: probe::no_writable_cgroup(unified),
         }
     }
 }

@@ -58,6 +58,10 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), OpenError> {
         blocking(move || load::load(&shared)).await?
     };
     let (sandboxes, orphans) = sort(records);
+    let snapshots: HashSet<SnapshotKey> = sandboxes
+        .values()
+        .flat_map(|(_, containers)| containers.iter().flat_map(container::release::snapshots))
+        .collect();
     let ids: HashSet<SandboxId> = sandboxes.values().map(|(record, _)| record.id.clone()).collect();
     let keys: HashSet<ContainerId> =
         sandboxes.values().flat_map(|(_, containers)| containers.iter().map(|record| record.id.clone())).collect();
@@ -84,7 +88,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), OpenError> {
     }
 
     let shared = Arc::clone(shared);
-    blocking(move || sweep(&shared, &ids, &keys)).await;
+    blocking(move || sweep(&shared, &ids, &keys, &snapshots)).await;
     Ok(())
 }
 
@@ -173,7 +177,12 @@ async fn resume(shared: &Arc<Shared>, mut record: SandboxRecord, containers: Vec
 }
 
 /// Assumption 7. Failures are told, and left to the next start.
-fn sweep(shared: &Shared, sandboxes: &HashSet<SandboxId>, containers: &HashSet<ContainerId>) {
+fn sweep(
+    shared: &Shared,
+    sandboxes: &HashSet<SandboxId>,
+    containers: &HashSet<ContainerId>,
+    snapshots: &HashSet<SnapshotKey>,
+) {
     let state = &shared.state;
     for name in names(&state.sandboxes()) {
         let Ok(id) = name.parse::<SandboxId>() else { continue };
@@ -199,7 +208,7 @@ fn sweep(shared: &Shared, sandboxes: &HashSet<SandboxId>, containers: &HashSet<C
     {
         tracing::warn!(%error, "give back leftover network attachments");
     }
-    shared.images.retain(&containers.iter().map(SnapshotKey::from).collect());
+    shared.images.retain(snapshots);
 }
 
 /// Names in a folder of ours.

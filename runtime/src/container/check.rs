@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 
 use super::{
     ContainerError,
-    spec::{Access, AppArmor, ContainerSpec, Propagation, RunAs, Seccomp, Security, Volume},
+    spec::{Access, AppArmor, CgroupMount, ContainerSpec, Propagation, RunAs, Seccomp, Security, Volume},
 };
 use crate::{
     oci::capabilities,
@@ -30,6 +30,7 @@ pub(crate) fn check(spec: &ContainerSpec) -> Result<(), ContainerError> {
     }
     process(spec)?;
     spec.volumes.iter().try_for_each(volume)?;
+    image_places(&spec.volumes)?;
     lists(spec)?;
     for device in &spec.devices {
         path("devices.host_path", &device.host_path)?;
@@ -123,15 +124,54 @@ fn volume(volume: &Volume) -> Result<(), ContainerError> {
     if target.components().count() < 2 {
         return Err(invalid("mounts.container_path", "is `/`: the root comes from the image"));
     }
-    if volume.image.is_some() {
-        return Err(unsupported("mounts.image", "this keelson cannot mount images as volumes yet"));
-    }
-    path("mounts.host_path", &volume.host_path)?;
     if volume.access == Access::RecursiveReadOnly && volume.propagation != Propagation::Private {
         return Err(invalid("mounts.recursive_read_only", "needs private propagation"));
     }
+    if let Some(image) = &volume.image {
+        return image_volume(volume, image);
+    }
+    path("mounts.host_path", &volume.host_path)?;
     if !volume.uid_mappings.is_empty() || !volume.gid_mappings.is_empty() {
         return Err(unsupported("mounts.uid_mappings", "this keelson cannot map ids of mounts yet"));
+    }
+    Ok(())
+}
+
+fn image_volume(volume: &Volume, image: &str) -> Result<(), ContainerError> {
+    let about = |reason: &str| Err(invalid(format!("mounts[{}].image", volume.container_path.display()), reason));
+    if image.is_empty() || image.len() > 4096 {
+        return about("is empty or longer than any reference: name the image to mount");
+    }
+    if volume.access == Access::ReadWrite {
+        return about("is mounted read-only: ask for that");
+    }
+    if volume.propagation != Propagation::Private {
+        return about("has no mounts of the host: its propagation must be private");
+    }
+    if !volume.host_path.as_os_str().is_empty() {
+        return about("is given beside a host path: give one of the two");
+    }
+    let sub_path = &volume.image_sub_path;
+    if sub_path.contains('\0') || sub_path.len() > PATH_MAX {
+        return about("sub path has a NUL or is too long");
+    }
+    if Path::new(sub_path).components().any(|part| part == Component::ParentDir) {
+        return about("sub path has a `..`: name a folder of the image");
+    }
+    Ok(())
+}
+
+/// A container path may have one mount, where an image is one of them: of two the launcher could not tell which is meant.
+fn image_places(volumes: &[Volume]) -> Result<(), ContainerError> {
+    for image in volumes.iter().filter(|volume| volume.image.is_some()) {
+        let here = |other: &&Volume| other.container_path.components().eq(image.container_path.components());
+        if volumes.iter().filter(here).count() > 1 {
+            let place = image.container_path.display();
+            return Err(invalid(
+                "mounts.container_path",
+                format!("`{place}` is the place of an image and another mount"),
+            ));
+        }
     }
     Ok(())
 }
@@ -153,6 +193,9 @@ fn lists(spec: &ContainerSpec) -> Result<(), ContainerError> {
 fn security(security: &Security) -> Result<(), ContainerError> {
     if security.run_as_group.is_some() && security.run_as == RunAs::Image {
         return Err(invalid("run_as_group", "without run_as_user or run_as_username: say whom the group is for"));
+    }
+    if security.privileged && security.cgroup == CgroupMount::ReadOnly {
+        return Err(invalid("cgroup_mount_mode", "READ_ONLY means nothing to a privileged container: leave it out"));
     }
     for name in
         security.capabilities.add.iter().chain(&security.capabilities.drop).chain(&security.capabilities.ambient)
@@ -246,6 +289,24 @@ mod tests {
         assert_eq!(refused(|spec| spec.volumes = vec![mount("/a/../..", "/srv")]), "mounts.container_path");
         assert_eq!(refused(|spec| spec.volumes = vec![mount("data", "/srv")]), "mounts.container_path");
         assert_eq!(refused(|spec| spec.volumes = vec![mount("/data", "srv")]), "mounts.host_path");
+        let image = |change: fn(&mut Volume)| {
+            let mut volume = Volume { image: Some("a:1".into()), access: Access::ReadOnly, ..mount("/image", "") };
+            change(&mut volume);
+            refused(|spec| spec.volumes = vec![volume])
+        };
+        assert_eq!(image(|volume| volume.access = Access::ReadWrite), "mounts[/image].image");
+        assert_eq!(image(|volume| volume.host_path = "/srv".into()), "mounts[/image].image");
+        assert_eq!(image(|volume| volume.image_sub_path = "etc/../..".into()), "mounts[/image].image");
+        assert_eq!(image(|volume| volume.propagation = Propagation::Bidirectional), "mounts[/image].image");
+        let two = Volume { image: Some("a:1".into()), access: Access::ReadOnly, ..mount("/data/", "") };
+        assert_eq!(refused(|spec| spec.volumes = vec![mount("/data", "/srv"), two]), "mounts.container_path");
+        assert_eq!(
+            refused(|spec| {
+                spec.security.privileged = true;
+                spec.security.cgroup = CgroupMount::ReadOnly;
+            }),
+            "cgroup_mount_mode"
+        );
         assert_eq!(refused(|spec| spec.security.run_as_group = Some(1)), "run_as_group");
         assert_eq!(refused(|spec| spec.security.capabilities.add = vec!["CAP_EVERYTHING".into()]), "capabilities");
         assert_eq!(

@@ -9,7 +9,7 @@ use keelson_api::shim;
 use keelson_imageservice::{Image, Snapshot, SnapshotKey};
 
 use super::{
-    ContainerError, release,
+    ContainerError, images, release,
     spec::{Stdin, Volume},
     view::User,
 };
@@ -88,7 +88,8 @@ async fn attempt(shared: &Arc<Shared>, order: Order) -> Result<Made, ContainerEr
     });
     // The watch must be polled for the answer to come.
     let launched = tokio::select! {
-        launched = Stage::Launch.wait(&id, client.launch(prepared.launch)) => launched.map_err(failed(&id, "launch")),
+        launched = Stage::Launch.wait(&id, client.launch(prepared.launch)) => launched
+            .map_err(|error| images::blame(&prepared.volumes, &error).unwrap_or_else(|| failed(&id, "launch")(error))),
         () = &mut watch => Err(failed(&id, "launch")(std::io::Error::other("its shim ended: see shim.log in the container's run directory"))),
     };
     match launched {
@@ -128,7 +129,8 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     let stage = Stage::Spec.begin(id);
     let root = RootView::open(&snapshot.lower).map_err(failed(id, "open image layers"))?;
     let identity = users::resolve(&spec.security, &image.config.user, &root).map_err(|error| refused(&error))?;
-    let resolved = volumes::resolve(&spec.volumes)?;
+    let (images, held) = images::hold(shared, record)?;
+    let resolved = volumes::resolve(&held)?;
     let sandbox_dir = shared.state.sandbox(&sandbox.id);
     let hostname = files::hostname(&sandbox.spec);
     let built = oci::build(&oci::Inputs {
@@ -138,6 +140,7 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         image: &image.config,
         identity: &identity,
         volumes: &resolved,
+        images: &images,
         cgroups_path: &record.cgroups_path,
         hostname: &hostname,
         target_pid: *target_pid,
@@ -167,6 +170,13 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         clamp_oom_score: true,
         env: built.env,
         volumes: built.image_volumes,
+        image_volumes: images::for_launch(&images, &resolved)
+            .ok_or_else(|| failed(id, "mount image volumes")(std::io::Error::other("a path is not UTF-8")))?,
+        resolved_sources: resolved
+            .iter()
+            .filter(|volume| volume.image.is_none())
+            .map(|volume| volume.host_path.to_string_lossy().into_owned())
+            .collect(),
     };
     Ok(Prepared { stream: spawned.stream, pidfd: spawned.pidfd, launch, volumes: resolved, user: identity.user })
 }

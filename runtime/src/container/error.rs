@@ -45,6 +45,18 @@ pub enum ContainerError {
         /// As asked for.
         image: String,
     },
+    /// An image cannot be mounted as a volume.
+    #[error("mount image `{image}` on `{}`: {reason}", path.display())]
+    ImageVolume {
+        /// As asked for.
+        image: String,
+        /// Where in the container.
+        path: PathBuf,
+        /// Why, with all causes.
+        reason: String,
+        /// What kind of failure it is.
+        kind: ErrorKind,
+    },
     /// The host or this version lacks what the request needs.
     #[error("container spec: {field}: {reason}")]
     Unsupported {
@@ -117,6 +129,7 @@ impl ContainerError {
         match self {
             Self::NotFound { .. } | Self::SandboxNotFound { .. } | Self::ImageMissing { .. } => ErrorKind::NotFound,
             Self::Invalid { .. } | Self::ImageFile { .. } | Self::Start { invalid: true, .. } => ErrorKind::Invalid,
+            Self::ImageVolume { kind, .. } => *kind,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::State { .. } | Self::SandboxState { .. } => ErrorKind::State,
             Self::Failed { source, .. } => ErrorKind::of(source.as_ref()),

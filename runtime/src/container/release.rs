@@ -21,14 +21,20 @@ const EMPTY: Duration = Duration::from_secs(10);
 pub(crate) fn everything(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
     leftovers(shared, record)?;
     let failed = |stage| failed(record, stage);
-    shared
-        .images
-        .discard(&SnapshotKey::from(&record.id))
-        .map_err(|error| failed("discard writable layer")(Arc::new(error)))?;
+    for key in snapshots(record) {
+        shared.images.discard(&key).map_err(|error| failed("discard writable layer")(Arc::new(error)))?;
+    }
     remove_tree(shared.state.container(&record.id).path())
         .map_err(|error| failed("remove run directory")(Arc::new(error)))?;
     shared.store.forget_container(&record.id);
     Ok(())
+}
+
+/// The holds that a container has on images: its writable layer, and one for each image it has mounted.
+pub(crate) fn snapshots(record: &ContainerRecord) -> impl Iterator<Item = SnapshotKey> {
+    let images = record.spec.volumes.iter().enumerate().filter(|(_, volume)| volume.image.is_some());
+    std::iter::once(SnapshotKey::from(&record.id))
+        .chain(images.map(|(index, _)| SnapshotKey::of_volume(&record.id, index)))
 }
 
 /// Kills what is in its cgroup and removes it; where there is none, there is nothing to do.

@@ -81,8 +81,65 @@ pub struct Volume {
     pub gid_mappings: Vec<IdMapping>,
     /// An image whose tree is the source.
     pub image: Option<String>,
-    /// Path below the image's root.
+    /// Folder below the image's root; empty: all of it.
     pub image_sub_path: String,
+    /// Id of the image once it is found, `sha256:..`; empty in a request.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub image_id: String,
+    /// What the volume must not be good for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<MountOption>,
+}
+
+/// Something that a volume is barred from, with all that is mounted below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountOption {
+    /// Programs on it cannot be run.
+    NoExec,
+    /// Device nodes on it mean nothing.
+    NoDev,
+    /// Set-user-id bits and file capabilities on it mean nothing.
+    NoSuid,
+}
+
+impl MountOption {
+    /// As mount(8) has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoExec => "noexec",
+            Self::NoDev => "nodev",
+            Self::NoSuid => "nosuid",
+        }
+    }
+
+    /// The same for a whole tree of mounts, as the OCI runtime specification has it.
+    #[must_use]
+    pub fn recursive_name(self) -> &'static str {
+        match self {
+            Self::NoExec => "rnoexec",
+            Self::NoDev => "rnodev",
+            Self::NoSuid => "rnosuid",
+        }
+    }
+}
+
+/// What a container may do with its own cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum CgroupMount {
+    /// Look at it; the privileged: anything with any cgroup.
+    #[default]
+    Unspecified,
+    /// Look at it.
+    ReadOnly,
+    /// Divide it among cgroups of its own; its own limits stay out of reach.
+    Writable,
+}
+
+impl CgroupMount {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A host device (or a directory of them) for the container.
@@ -223,6 +280,9 @@ pub struct Security {
     pub apparmor: AppArmor,
     /// SELinux; `None`: not asked for.
     pub selinux: Option<SelinuxLabel>,
+    /// Its own cgroup.
+    #[serde(default, skip_serializing_if = "CgroupMount::is_default")]
+    pub cgroup: CgroupMount,
     /// PID namespace.
     pub pid: ContainerPid,
     /// User namespace of its own with these user ids; empty: the host's ids.

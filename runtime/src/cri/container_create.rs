@@ -18,7 +18,9 @@ pub(super) async fn handle(
     about_sandbox(&call.message.pod_sandbox_id);
     let mut spec = container_spec::decode(call.message.config)?;
     let sandbox = id::sandbox(&cri.engine, &call.message.pod_sandbox_id)?;
-    if !cri.about.recursive_read_only && spec.volumes.iter().any(|it| it.access == Access::RecursiveReadOnly) {
+    if !cri.engine.features().recursive_read_only
+        && spec.volumes.iter().any(|it| it.access == Access::RecursiveReadOnly)
+    {
         let reason = "needs Linux 5.12 or newer: use a newer kernel, or plain readonly";
         return Err(unsupported(READ_ONLY_TREE, reason));
     }

@@ -13,7 +13,7 @@ use super::{
     status::{Failure, invalid, unsupported},
 };
 use crate::container::spec::{
-    Access, ContainerKey, ContainerSpec, Device, EnvVar, IdMapping, Propagation, Stdin, Volume,
+    Access, ContainerKey, ContainerSpec, Device, EnvVar, IdMapping, MountOption, Propagation, Stdin, Volume,
 };
 
 pub(super) fn decode(config: Option<v1::ContainerConfig>) -> Result<ContainerSpec, Failure> {
@@ -61,10 +61,7 @@ fn volume(mount: v1::Mount) -> Result<Volume, Failure> {
     if !mount.container_path.starts_with('/') {
         return refuse("container_path must be an absolute path");
     }
-    if !mount.mount_options.is_empty() {
-        let reason = format!("`{place}`: mount_options are not built yet (Status says so): leave them out");
-        return Err(unsupported("config.mounts", reason));
-    }
+    let options = mount_options(&place, &mount.mount_options)?;
     let image = mount.image.map(|image| image.image).filter(|image| !image.is_empty());
     match (&image, mount.host_path.is_empty()) {
         (Some(_), false) => return refuse("give either host_path or image, not both"),
@@ -99,7 +96,28 @@ fn volume(mount: v1::Mount) -> Result<Volume, Failure> {
         gid_mappings: id_mappings(mount.gid_mappings),
         image,
         image_sub_path: mount.image_sub_path,
+        image_id: String::new(),
+        options,
     })
+}
+
+/// Those that take something away: all that CRI allows.
+fn mount_options(place: &str, names: &[String]) -> Result<Vec<MountOption>, Failure> {
+    let mut options = Vec::new();
+    for name in names {
+        let known = [MountOption::NoExec, MountOption::NoDev, MountOption::NoSuid];
+        let Some(option) = known.into_iter().find(|option| option.name() == name) else {
+            let reason = format!(
+                "`{place}`: mount option `{}`: want noexec, nodev or nosuid",
+                name.chars().take(80).collect::<String>().escape_debug()
+            );
+            return Err(invalid("config.mounts", reason));
+        };
+        if !options.contains(&option) {
+            options.push(option);
+        }
+    }
+    Ok(options)
 }
 
 fn id_mappings(mappings: Vec<v1::IdMapping>) -> Vec<IdMapping> {

@@ -122,11 +122,15 @@ fn mount(volume: &Volume, image_id: impl Fn(&str) -> Option<String>) -> v1::Moun
         gid_mappings: id_mappings(&volume.gid_mappings),
         image: volume.image.as_ref().map(|image| v1::ImageSpec {
             image: image.clone(),
-            image_ref: image_id(image).unwrap_or_default(),
+            // As it was mounted: the name may lead to another image by now.
+            image_ref: Some(volume.image_id.clone())
+                .filter(|id| !id.is_empty())
+                .or_else(|| image_id(image))
+                .unwrap_or_default(),
             ..v1::ImageSpec::default()
         }),
         image_sub_path: volume.image_sub_path.clone(),
-        mount_options: Vec::new(),
+        mount_options: volume.options.iter().map(|option| option.name().to_owned()).collect(),
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) async fn handle(cri: &Cri, call: Call<v1::StatusRequest>) -> Result<v
         message: down.unwrap_or_default(),
     };
     let features = v1::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: cri.about.recursive_read_only,
+        recursive_read_only_mounts: status.features.recursive_read_only,
         user_namespaces: false,
     };
     Ok(v1::StatusResponse {
@@ -35,8 +35,8 @@ pub(super) async fn handle(cri: &Cri, call: Call<v1::StatusRequest>) -> Result<v
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
-            mount_options: false,
-            cgroup_mount_mode: false,
+            mount_options: status.features.mount_options,
+            cgroup_mount_mode: status.features.writable_cgroup,
         }),
     })
 }

@@ -6,10 +6,10 @@ use keelson_cri::v1;
 
 use super::{
     sandbox_spec::{mode, user_namespace},
-    status::{Failure, invalid, unsupported},
+    status::{Failure, invalid},
 };
 use crate::container::spec::{
-    AppArmor, Capabilities, ContainerPid, GroupsPolicy, RunAs, Seccomp, Security, SelinuxLabel,
+    AppArmor, Capabilities, CgroupMount, ContainerPid, GroupsPolicy, RunAs, Seccomp, Security, SelinuxLabel,
 };
 
 const FIELD: &str = "config.linux.security_context";
@@ -21,10 +21,6 @@ fn field(name: &str) -> String {
 pub(super) fn decode(context: Option<v1::LinuxContainerSecurityContext>) -> Result<Security, Failure> {
     // Nothing said: the default lists of hidden paths. A context with empty lists asks for none (procMount Unmasked).
     let Some(context) = context else { return Ok(Security::default()) };
-    if context.cgroup_mount_mode != i32::from(v1::CgroupMountMode::Unspecified) {
-        let reason = "a cgroup mount mode is not built yet (Status says so): leave it out";
-        return Err(unsupported(&field("cgroup_mount_mode"), reason));
-    }
     let options = context.namespace_options.unwrap_or_default();
     user_namespace(&field("namespace_options"), options.userns_options.as_ref())?;
     let capabilities = context.capabilities.unwrap_or_default();
@@ -58,6 +54,15 @@ pub(super) fn decode(context: Option<v1::LinuxContainerSecurityContext>) -> Resu
             kind: label.r#type,
             level: label.level,
         }),
+        cgroup: match v1::CgroupMountMode::try_from(context.cgroup_mount_mode) {
+            Ok(v1::CgroupMountMode::Unspecified) => CgroupMount::Unspecified,
+            Ok(v1::CgroupMountMode::ReadOnly) => CgroupMount::ReadOnly,
+            Ok(v1::CgroupMountMode::Writable) => CgroupMount::Writable,
+            Err(_) => {
+                let reason = format!("mode {} is not one of CRI v1", context.cgroup_mount_mode);
+                return Err(invalid(&field("cgroup_mount_mode"), reason));
+            }
+        },
         pid: pid(options.pid, &options.target_id)?,
         uid_mappings: Vec::new(),
         gid_mappings: Vec::new(),

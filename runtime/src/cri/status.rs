@@ -112,6 +112,7 @@ fn prefix(failure: &Failure) -> Option<&'static str> {
     match failure {
         Failure::Pull(error) if matches!(**error, PullError::RegistryUnavailable { .. }) => Some("RegistryUnavailable"),
         Failure::Unsupported { field, .. } if field.starts_with(READ_ONLY_TREE) => Some("RROUnsupported"),
+        Failure::Container(ContainerError::ImageVolume { .. }) => Some("ImageVolumeMountFailed"),
         Failure::Invalid { .. }
         | Failure::Unsupported { .. }
         | Failure::Deadline { .. }
@@ -178,6 +179,20 @@ mod tests {
             (code, message.as_str()),
             (Code::FailedPrecondition, "RROUnsupported: config.mounts.recursive_read_only: needs Linux 5.12")
         );
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_mounted_has_kubelets_word_for_it() {
+        let error = ContainerError::ImageVolume {
+            image: "data:1".into(),
+            path: "/image".into(),
+            reason: "it is not on this node: pull it first".into(),
+            kind: ErrorKind::NotFound,
+        };
+        let (code, message) = status(error);
+        assert_eq!(code, Code::NotFound);
+        let want = "ImageVolumeMountFailed: mount image `data:1` on `/image`: it is not on this node: pull it first";
+        assert_eq!(message, want);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct EngineStatus {
     pub cgroup_mode: &'static str,
     /// The kernel can filter system calls.
     pub seccomp: bool,
+    /// What this host can do, found by trying.
+    pub features: Features,
     /// Sandboxes known.
     pub sandboxes: usize,
     /// Containers known.
@@ -25,7 +27,29 @@ pub struct EngineStatus {
     pub teardown_pending: usize,
 }
 
+/// What containers on this host can ask for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Volumes that are read-only with all that is mounted below them.
+    pub recursive_read_only: bool,
+    /// Volumes that are barred from more ([`MountOption`](crate::container::spec::MountOption)).
+    pub mount_options: bool,
+    /// A cgroup that the container may divide.
+    pub writable_cgroup: bool,
+}
+
 impl Engine {
+    /// What this host can do; memory only.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        let host = &self.shared.host;
+        Features {
+            recursive_read_only: host.recursive_attributes,
+            mount_options: host.recursive_attributes,
+            writable_cgroup: host.no_writable_cgroup.is_none(),
+        }
+    }
+
     /// How the engine is.
     #[must_use]
     pub fn status(&self) -> EngineStatus {
@@ -46,6 +70,7 @@ impl Engine {
                 keelson_shim::cgroup::Mode::V2 => "v2",
             },
             seccomp: std::path::Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+            features: self.features(),
             sandboxes: shared.table.sandboxes().len(),
             containers: shared.table.containers().len(),
             teardown_pending: shared.pending.load(Ordering::Relaxed),

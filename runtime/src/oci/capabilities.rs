@@ -94,7 +94,7 @@ mod tests {
     fn host() -> Host {
         let capabilities =
             CAPABILITY_NAMES.iter().filter(|name| **name != "SYS_RESOURCE").map(|name| (*name).to_owned()).collect();
-        Host { unified: true, systemd: false, apparmor: false, selinux: false, capabilities }
+        Host { unified: true, capabilities, ..Host::default() }
     }
 
     fn names(list: &[&str]) -> Vec<String> {

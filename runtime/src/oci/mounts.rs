@@ -8,7 +8,7 @@ use oci_spec::runtime::Mount;
 
 use super::Inputs;
 use crate::{
-    container::spec::{Access, Propagation, Volume},
+    container::spec::{Access, CgroupMount, Propagation, Volume},
     sandbox::spec::IpcMode,
 };
 
@@ -16,6 +16,11 @@ use crate::{
 pub(crate) fn build(inputs: &Inputs<'_>) -> Vec<Mount> {
     let privileged = inputs.spec.security.privileged;
     let kernel = if privileged { "rw" } else { "ro" };
+    let cgroup = match inputs.spec.security.cgroup {
+        CgroupMount::Unspecified => kernel,
+        CgroupMount::ReadOnly => "ro",
+        CgroupMount::Writable => "rw",
+    };
     let files = if inputs.spec.security.readonly_rootfs { "ro" } else { "rw" };
     let dir = inputs.sandbox_dir;
     let shm = if inputs.sandbox.namespaces.ipc == IpcMode::Host { PathBuf::from("/dev/shm") } else { dir.shm() };
@@ -30,7 +35,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Vec<Mount> {
         ),
         mount("/dev/mqueue", "mqueue", Path::new("mqueue"), &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", Path::new("sysfs"), &["nosuid", "noexec", "nodev", kernel]),
-        mount("/sys/fs/cgroup", "cgroup", Path::new("cgroup"), &["nosuid", "noexec", "nodev", "relatime", kernel]),
+        mount("/sys/fs/cgroup", "cgroup", Path::new("cgroup"), &["nosuid", "noexec", "nodev", "relatime", cgroup]),
         mount("/dev/shm", "bind", &shm, &["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"]),
         mount("/etc/hostname", "bind", &dir.hostname(), &["rbind", "rprivate", files]),
         mount("/etc/hosts", "bind", &dir.hosts(), &["rbind", "rprivate", files]),
@@ -40,7 +45,10 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Vec<Mount> {
     let mut volumes: Vec<&Volume> = inputs.volumes.iter().collect();
     // Stable: volumes of one depth keep the caller's order, a later one covers an earlier one.
     volumes.sort_by_key(|volume| volume.container_path.components().count());
-    mounts.extend(volumes.into_iter().map(bind));
+    mounts.extend(volumes.into_iter().map(|volume| match inputs.images.iter().find(|image| image.of(volume)) {
+        Some(image) => overlay(volume, image),
+        None => bind(volume),
+    }));
     mounts
 }
 
@@ -56,6 +64,47 @@ pub(crate) fn root_propagation(volumes: &[Volume]) -> Option<&'static str> {
     }
 }
 
+/// An image's layers, for one volume.
+#[derive(Debug)]
+pub(crate) struct ImageLayers {
+    /// Where in the container, as the spec has it.
+    pub(crate) destination: PathBuf,
+    /// Folders to stack, top first; two or more.
+    pub(crate) lower: Vec<PathBuf>,
+}
+
+impl ImageLayers {
+    fn of(&self, volume: &Volume) -> bool {
+        volume.image.is_some() && self.destination == destination(volume)
+    }
+}
+
+/// Where a volume is, in the one way the spec has it.
+pub(crate) fn destination(volume: &Volume) -> PathBuf {
+    volume.container_path.components().collect()
+}
+
+/// As an OCI runtime that knows nothing of images would have it. The launcher is told the rest (`api::shim::ImageVolume`).
+fn overlay(volume: &Volume, image: &ImageLayers) -> Mount {
+    let mut layers = String::from("lowerdir=");
+    for (index, path) in image.lower.iter().enumerate() {
+        if index > 0 {
+            layers.push(':');
+        }
+        for c in path.to_string_lossy().chars() {
+            if matches!(c, ':' | ',' | '\\') {
+                layers.push('\\');
+            }
+            layers.push(c);
+        }
+    }
+    // What is in an image is its author's: it never gives more rights than the container's own files.
+    let mut options = vec!["ro", "nosuid", "nodev"];
+    options.extend(volume.options.iter().map(|option| option.name()).filter(|name| *name == "noexec"));
+    options.push(&layers);
+    mount(&destination(volume).to_string_lossy(), "overlay", Path::new("overlay"), &options)
+}
+
 fn bind(volume: &Volume) -> Mount {
     let access = match volume.access {
         Access::ReadWrite => "rw",
@@ -67,8 +116,9 @@ fn bind(volume: &Volume) -> Mount {
         Propagation::HostToContainer => "rslave",
         Propagation::Bidirectional => "rshared",
     };
-    let target: PathBuf = volume.container_path.components().collect();
-    mount(&target.to_string_lossy(), "bind", &volume.host_path, &["rbind", propagation, access])
+    let mut options = vec!["rbind", propagation, access];
+    options.extend(volume.options.iter().map(|option| option.recursive_name()));
+    mount(&destination(volume).to_string_lossy(), "bind", &volume.host_path, &options)
 }
 
 pub(crate) fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {

@@ -5,7 +5,7 @@ use keelson_api::SandboxId;
 use super::*;
 use crate::{
     container::{
-        spec::{Access, AppArmor, Capabilities, Device, EnvVar, Propagation, Security, SelinuxLabel},
+        spec::{Access, AppArmor, Capabilities, Device, EnvVar, MountOption, Propagation, Security, SelinuxLabel},
         view::User,
     },
     dirs::StateDir,
@@ -21,6 +21,7 @@ struct Case {
     volumes: Vec<Volume>,
     identity: Identity,
     host: Host,
+    images: Vec<mounts::ImageLayers>,
 }
 
 impl Case {
@@ -63,7 +64,10 @@ impl Case {
                 ]
                 .map(str::to_owned)
                 .into(),
+                recursive_attributes: true,
+                no_writable_cgroup: None,
             },
+            images: Vec::new(),
         }
     }
 
@@ -76,6 +80,7 @@ impl Case {
             image: &self.image,
             identity: &self.identity,
             volumes: &self.volumes,
+            images: &self.images,
             cgroups_path: "/kubepods/pod1/c1",
             hostname: "web-0",
             target_pid: Some(4711),
@@ -231,6 +236,48 @@ fn bytes_that_are_not_text_travel_beside_the_spec() {
     assert!(built.env.contains(&b"HOSTNAME=web-0".to_vec()));
 }
 
+fn options(case: &Case, target: &str) -> Vec<String> {
+    let mounts = case.build().unwrap().spec.mounts().clone().unwrap();
+    mounts.iter().find(|mount| mount.destination() == Path::new(target)).unwrap().options().clone().unwrap()
+}
+
+#[test]
+fn the_cgroup_is_mounted_as_asked() {
+    for (privileged, mode, want) in [
+        (false, CgroupMount::Unspecified, "ro"),
+        (true, CgroupMount::Unspecified, "rw"),
+        (false, CgroupMount::ReadOnly, "ro"),
+        (false, CgroupMount::Writable, "rw"),
+        (true, CgroupMount::Writable, "rw"),
+    ] {
+        let mut case = Case::new();
+        (case.spec.security.privileged, case.spec.security.cgroup) = (privileged, mode);
+        assert_eq!(options(&case, "/sys/fs/cgroup").last().unwrap(), want, "{privileged} {mode:?}");
+    }
+}
+
+#[test]
+fn what_a_volume_is_barred_from_holds_for_all_below_it() {
+    let mut case = Case::new();
+    let barred = vec![MountOption::NoExec, MountOption::NoSuid];
+    case.volumes = vec![Volume {
+        container_path: "/data".into(),
+        host_path: "/srv".into(),
+        options: barred.clone(),
+        ..Default::default()
+    }];
+    assert_eq!(options(&case, "/data"), ["rbind", "rprivate", "rw", "rnoexec", "rnosuid"]);
+    let image =
+        Volume { container_path: "/image/".into(), image: Some("a:1".into()), options: barred, ..Default::default() };
+    case.images = vec![mounts::ImageLayers {
+        destination: mounts::destination(&image),
+        lower: vec!["/var/lib/k:1/top".into(), "/layer".into()],
+    }];
+    case.volumes = vec![image];
+    let want = ["ro", "nosuid", "nodev", "noexec", "lowerdir=/var/lib/k\\:1/top:/layer"];
+    assert_eq!(options(&case, "/image"), want);
+}
+
 #[test]
 fn what_the_host_lacks_is_refused_by_name() {
     let field = |change: fn(&mut Case)| {
@@ -253,6 +300,13 @@ fn what_the_host_lacks_is_refused_by_name() {
             case.spec.resources.unified.insert("memory.high".into(), "1".into());
         }),
         "resources.unified"
+    );
+    assert_eq!(
+        field(|case| {
+            case.host.no_writable_cgroup = Some("no delegation".into());
+            case.spec.security.cgroup = CgroupMount::Writable;
+        }),
+        "cgroup_mount_mode"
     );
     // The same where the host has them.
     let mut case = Case::new();

@@ -24,6 +24,9 @@ pub(crate) fn resolve(volumes: &[Volume]) -> Result<Vec<Volume>, ContainerError>
 }
 
 fn one(volume: &Volume, mounts: &str) -> Result<Volume, ContainerError> {
+    if volume.image.is_some() {
+        return Ok(volume.clone());
+    }
     let asked = &volume.host_path;
     let failed =
         |reason: String| ContainerError::Invalid { field: format!("mounts[{}].host_path", asked.display()), reason };

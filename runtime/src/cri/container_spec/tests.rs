@@ -93,8 +93,8 @@ fn what_cannot_be_meant_is_refused_by_name() {
         ("config.mounts: `/data`: recursive_read_only needs private", |c| {
             with(c, |m| (m.readonly, m.recursive_read_only, m.propagation) = (true, true, 1));
         }),
-        ("config.mounts: `/data`: mount_options are not built", |c| {
-            with(c, |m| m.mount_options = vec!["noexec".into()])
+        ("config.mounts: `/data`: mount option `exec`: want noexec, nodev or nosuid", |c| {
+            with(c, |m| m.mount_options = vec!["noexec".into(), "exec".into()])
         }),
         ("config.devices: host_path `fuse`", |c| {
             c.devices = vec![v1::Device { host_path: "fuse".into(), ..v1::Device::default() }];

@@ -19,7 +19,6 @@ fn the_settings_of_the_daemon() {
     let about = About {
         config: Config::parse("root = \"/r\"\nstate = \"/s\"", "c", &Overrides::default()).unwrap(),
         kernel: "6.1.0".into(),
-        recursive_read_only: true,
         default_seccomp: Seccomp::RuntimeDefault,
     };
     let status = EngineStatus {
@@ -27,6 +26,7 @@ fn the_settings_of_the_daemon() {
         cgroup_driver: CgroupDriver::Cgroupfs,
         cgroup_mode: "hybrid",
         seccomp: true,
+        features: Default::default(),
         sandboxes: 2,
         containers: 3,
         teardown_pending: 1,

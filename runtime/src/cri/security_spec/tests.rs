@@ -102,7 +102,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
             c.run_as_username = "root".into();
         }),
         ("supplemental_groups_policy: policy 2", |c| c.supplemental_groups_policy = 2),
-        ("cgroup_mount_mode: a cgroup mount mode is not built", |c| c.cgroup_mount_mode = 2),
+        ("cgroup_mount_mode: mode 3", |c| c.cgroup_mount_mode = 3),
         ("namespace_options.userns_options: user namespaces are not built", |c| {
             c.namespace_options = Some(v1::NamespaceOption {
                 userns_options: Some(v1::UserNamespace::default()),

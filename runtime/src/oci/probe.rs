@@ -1,0 +1,58 @@
+//! What this kernel can do for mounts, found by trying: a version number says nothing about a kernel that a distribution patched.
+//! Read once, when the engine opens; a few system calls on a mount that is nowhere.
+//! Owns nothing. Must never touch a mount of the host.
+
+use std::{fs, os::fd::AsFd as _};
+
+use keelson_sys::mount::{Attributes, set_attributes};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+/// mount_setattr(2) on a tree.
+pub(crate) fn recursive_attributes() -> bool {
+    let tried = || -> rustix::io::Result<()> {
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(context.as_fd())?;
+        let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let attributes = Attributes { set: Attributes::RDONLY | Attributes::NOEXEC, clear: 0 };
+        set_attributes(mount.as_fd(), attributes, None, true)
+    };
+    tried().is_ok()
+}
+
+/// A container that may write to its cgroup must not reach its own limits: cgroup v2 guards them when its mount says so.
+pub(crate) fn no_writable_cgroup(unified: bool) -> Option<String> {
+    if !unified {
+        return Some("this host has cgroup v1 controllers: a writable cgroup needs cgroup v2".to_owned());
+    }
+    delegation(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// From the text of mountinfo. The option is the hierarchy's: every mount of it shows it.
+fn delegation(mountinfo: &str) -> Option<String> {
+    let options = mountinfo.lines().find_map(|line| line.split_once(" - cgroup2 ")?.1.rsplit(' ').next());
+    if options.is_some_and(|options| options.split(',').any(|option| option == "nsdelegate")) {
+        return None;
+    }
+    let reason = "the host has cgroup2 mounted without `nsdelegate`, so a container could raise its own limits: \
+                  mount -o remount,nsdelegate /sys/fs/cgroup, then restart keelson";
+    Some(reason.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delegation_is_read_off_the_mount() {
+        let line = |options: &str| format!("31 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 {options}\n");
+        assert_eq!(delegation(&line("rw,nsdelegate,memory_recursiveprot")), None);
+        assert!(delegation(&line("rw")).unwrap().contains("nsdelegate"));
+        assert!(delegation("").is_some());
+        assert!(no_writable_cgroup(false).unwrap().contains("cgroup v2"));
+    }
+
+    #[test]
+    fn privileged_a_kernel_of_this_decade_sets_attributes_of_trees() {
+        assert!(recursive_attributes(), "as root on Linux 5.12 or newer");
+    }
+}
