@@ -34,7 +34,9 @@ impl Audit {
             let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains("keelson-shim") || command.contains("keelson serve") {
+            // The program itself: a build of it, or an editor with it open, is nobody's leftover.
+            let program = command.split(' ').next().and_then(|program| program.rsplit('/').next()).unwrap_or_default();
+            if program.contains("keelson-shim") || (program == "keelson" && command.contains("keelson serve")) {
                 facts.insert(format!("process {pid} {command}"));
             }
         }

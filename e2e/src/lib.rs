@@ -7,5 +7,6 @@ pub mod bench;
 pub mod cache;
 pub mod critest;
 pub mod images;
+pub mod newest;
 pub mod node;
 pub mod registry;

@@ -6,6 +6,7 @@ mod crictl;
 mod images;
 mod leaks;
 mod logs;
+mod mounts;
 mod pods;
 mod restart;
 mod security;
