@@ -16,6 +16,7 @@ use std::{
 };
 
 use crate::{
+    counters::HostCounters,
     netlink::Socket,
     netns::{self, NetnsError},
     nfnetlink::Nftables,
@@ -32,6 +33,7 @@ pub(crate) struct Home {
     sockets: [Mutex<Socket>; SOCKETS],
     turn: AtomicUsize,
     nftables: Mutex<Nftables>,
+    counters: HostCounters,
 }
 
 impl Home {
@@ -42,7 +44,7 @@ impl Home {
         let socket = || Socket::open(None).map(Mutex::new);
         let sockets = [socket()?, socket()?, socket()?, socket()?];
         let nftables = Mutex::new(Nftables::open()?);
-        Ok(Self { namespace, inode, sockets, turn: AtomicUsize::new(0), nftables })
+        Ok(Self { namespace, inode, sockets, turn: AtomicUsize::new(0), nftables, counters: HostCounters::open()? })
     }
 
     /// The namespace's number, the same for every process that looks at it.
@@ -58,6 +60,11 @@ impl Home {
     /// Lends the host's nf_tables; one transaction at a time.
     pub(crate) fn nftables<T>(&self, act: impl FnOnce(&mut Nftables) -> T) -> T {
         act(&mut self.nftables.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The host's interfaces as they count traffic.
+    pub(crate) fn counters(&self) -> &HostCounters {
+        &self.counters
     }
 
     /// Runs `act` where `/proc/sys/net` is the host's: here, or on a thread of its own when the caller is elsewhere.

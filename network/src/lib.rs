@@ -9,6 +9,7 @@ pub mod attachment;
 pub mod bridge;
 pub mod config;
 mod conntrack;
+pub mod counters;
 pub mod dns;
 mod fault;
 mod file;

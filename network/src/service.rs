@@ -202,6 +202,14 @@ impl Network {
         outcome.map_err(|source| NotReady { bridge: self.config.bridge.clone(), source: Box::new(source) })
     }
 
+    /// Traffic of every interface of the host by name: one read for all pods, and never behind the kernel's network lock.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be read.
+    pub fn host_traffic(&self) -> io::Result<HashMap<String, crate::Traffic>> {
+        self.core.home.counters().read()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.core.state()
     }

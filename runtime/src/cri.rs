@@ -31,9 +31,11 @@ mod runtime_config;
 mod runtime_status;
 mod runtime_version;
 mod sandbox_list;
+mod sandbox_list_stats;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_spec;
+mod sandbox_stats;
 mod sandbox_status;
 mod sandbox_stop;
 mod sandbox_view;
@@ -155,6 +157,9 @@ service! {
         container_stats "ContainerStats" (ContainerStatsRequest) -> ContainerStatsResponse = container_stats;
         list_container_stats "ListContainerStats" (ListContainerStatsRequest)
             -> ListContainerStatsResponse = container_list_stats;
+        pod_sandbox_stats "PodSandboxStats" (PodSandboxStatsRequest) -> PodSandboxStatsResponse = sandbox_stats;
+        list_pod_sandbox_stats "ListPodSandboxStats" (ListPodSandboxStatsRequest)
+            -> ListPodSandboxStatsResponse = sandbox_list_stats;
     }
     not_built {
         exec "Exec" (ExecRequest) -> v1::ExecResponse,
@@ -167,10 +172,6 @@ service! {
             -> BoxStream<v1::StreamContainersResponse>, "streamed lists; use ListContainers";
         stream_container_stats "StreamContainerStats" (StreamContainerStatsRequest)
             -> BoxStream<v1::StreamContainerStatsResponse>, "streamed lists; use ListContainerStats";
-        pod_sandbox_stats "PodSandboxStats" (PodSandboxStatsRequest) -> v1::PodSandboxStatsResponse,
-            "statistics of whole sandboxes; use ListContainerStats with its filter";
-        list_pod_sandbox_stats "ListPodSandboxStats" (ListPodSandboxStatsRequest) -> v1::ListPodSandboxStatsResponse,
-            "statistics of whole sandboxes; use ListContainerStats";
         stream_pod_sandbox_stats "StreamPodSandboxStats" (StreamPodSandboxStatsRequest)
             -> BoxStream<v1::StreamPodSandboxStatsResponse>, "statistics of whole sandboxes; use ListContainerStats";
         update_runtime_config "UpdateRuntimeConfig" (UpdateRuntimeConfigRequest) -> v1::UpdateRuntimeConfigResponse,

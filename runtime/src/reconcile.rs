@@ -20,6 +20,10 @@ pub(crate) async fn run(shared: Weak<Shared>) {
         for entry in shared.table.all_sandboxes() {
             // A task with a full queue is awake anyway.
             let _ = entry.commands.try_send(Command::Reconcile);
+            entry.stats.rest();
+        }
+        for entry in shared.table.container_entries() {
+            entry.stats.rest();
         }
     }
 }

@@ -69,7 +69,7 @@ async fn privileged_a_pod_runs_answers_and_leaves_nothing() {
     assert!(matches!(late, Err(ContainerError::ExecTimeout { .. })), "{late:?}");
 
     let stats = engine.container_stats(&container).await.unwrap();
-    assert!(stats.cpu_usage_ns.is_some() && stats.memory_usage.is_some_and(|bytes| bytes > 0), "{stats:?}");
+    assert!(stats.usage.is_some_and(|usage| usage.cpu_ns > 0 && usage.memory_usage > 0), "{stats:?}");
     engine.reopen_log(&container).await.unwrap();
 
     engine.stop_container(&container, Duration::from_secs(1)).await.unwrap();

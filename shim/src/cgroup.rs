@@ -26,7 +26,7 @@ pub use error::CgroupError;
 pub use hierarchy::{Hierarchies, Mode, detect};
 pub use leaf::Leaf;
 pub use location::{Location, container_path, default_path};
-pub use stats::{Average, DeviceIo, MemoryStats, Pressure, Stats, StatsReader, SwapStats};
+pub use stats::{Average, Depth, DeviceIo, HugepageStats, MemoryStats, Pressure, Stats, StatsReader, SwapStats};
 pub use systemd::{BusError, systemd_is_running};
 
 use self::create::Parents;
@@ -260,12 +260,12 @@ impl Handle {
 
     /// One reading of everything it uses.
     pub fn stats(&self) -> Result<Stats, CgroupError> {
-        self.stats_reader()?.read(&mut Vec::new())
+        self.stats_reader(Depth::All)?.read(&mut Vec::new())
     }
 
     /// For reading again and again without opening again.
-    pub fn stats_reader(&self) -> Result<StatsReader, CgroupError> {
-        StatsReader::open(self.group())
+    pub fn stats_reader(&self, depth: Depth) -> Result<StatsReader, CgroupError> {
+        StatsReader::open(self.group(), depth)
     }
 
     /// Removes it, with what is below it; done already is fine. Its processes must be dead or dying.
@@ -298,6 +298,21 @@ impl Handle {
         let mount = self.hierarchies.unified().or_else(|| self.hierarchies.v1_mounts().next())?;
         Some(Dir::new(mount, &self.path))
     }
+}
+
+/// The sizes of huge pages that this machine has, as cgroup files name them: `2MB`, `1GB`.
+pub fn hugepage_sizes() -> Vec<String> {
+    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let kilobytes = names.filter_map(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok());
+    let mut sizes: Vec<u64> = kilobytes.collect();
+    sizes.sort_unstable();
+    let text = |size: u64| match size {
+        0..1024 => format!("{size}KB"),
+        1024..1_048_576 => format!("{}MB", size >> 10),
+        _ => format!("{}GB", size >> 20),
+    };
+    sizes.into_iter().map(text).collect()
 }
 
 /// Where systemd has put the process: the only one who knows is the kernel.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use keelson_shim::cgroup::{CgroupError, Handle, Location, Mode, detect, systemd_is_running};
+use keelson_shim::cgroup::{CgroupError, Depth, Handle, Location, Mode, detect, systemd_is_running};
 use keelson_shim::spec::{Cpu, DeviceRule, Memory, Pids, Resources};
 
 const MIB: i64 = 1 << 20;
@@ -322,7 +322,7 @@ fn privileged_the_limit_of_processes_holds() {
 fn privileged_stats_tell_what_was_used_and_are_read_again_by_the_same_files() {
     let own = Own::new("stats", &memory(Memory { limit: Some(128 * MIB), ..Memory::default() }));
     let mut child = own.run("x=$(head -c 8000000 /dev/zero | tr '\\0' x); while :; do :; done");
-    let reader = own.handle.stats_reader().unwrap();
+    let reader = own.handle.stats_reader(Depth::Usage).unwrap();
     let mut buffer = Vec::new();
     eventually("it uses cpu and memory", || {
         let stats = own.handle.stats().unwrap();

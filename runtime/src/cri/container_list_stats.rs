@@ -13,11 +13,22 @@ pub(super) async fn handle(
     cri: &Cri,
     call: Call<v1::ListContainerStatsRequest>,
 ) -> Result<v1::ListContainerStatsResponse, Failure> {
-    let filter = Filter::of_stats(call.message.filter);
+    let views = select(cri, call.message.filter);
+    Ok(v1::ListContainerStatsResponse { stats: read(cri, &views).await })
+}
+
+/// The running containers that the filter means, oldest first; from memory. A stream takes them in pieces.
+pub(super) fn select(cri: &Cri, filter: Option<v1::ContainerStatsFilter>) -> Vec<Arc<ContainerView>> {
+    let filter = Filter::of_stats(filter);
     let mut views = cri.engine.containers();
     views.retain(|view| matches!(view.state, ContainerState::Running { .. }) && filter.matches(view));
+    views
+}
+
+/// What these use now; those that ended meanwhile are left out.
+pub(super) async fn read(cri: &Cri, views: &[Arc<ContainerView>]) -> Vec<v1::ContainerStats> {
     let stats = cri.engine.stats_of(views.iter().map(|view| view.id.clone()).collect()).await;
     let mut stats: HashMap<_, _> = stats.into_iter().collect();
-    let encode = |view: &Arc<ContainerView>| stats.remove(&view.id).map(|stats| stats_view::encode(view, &stats));
-    Ok(v1::ListContainerStatsResponse { stats: views.iter().filter_map(encode).collect() })
+    let encode = |view: &Arc<ContainerView>| stats.remove(&view.id).map(|stats| stats_view::container(view, &stats));
+    views.iter().filter_map(encode).collect()
 }

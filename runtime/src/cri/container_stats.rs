@@ -18,5 +18,5 @@ pub(super) async fn handle(
     about_container(&call.message.container_id);
     let container = id::container(&cri.engine, &call.message.container_id)?;
     let stats = cri.engine.container_stats(&container.id).await?;
-    Ok(v1::ContainerStatsResponse { stats: Some(stats_view::encode(&container, &stats)) })
+    Ok(v1::ContainerStatsResponse { stats: Some(stats_view::container(&container, &stats)) })
 }

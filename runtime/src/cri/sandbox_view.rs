@@ -84,4 +84,4 @@ impl Filter {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::cri) mod tests;

@@ -77,7 +77,7 @@ fn protocol() -> BTreeMap<&'static str, &'static str> {
 }
 
 /// What a built RPC answers to an empty request.
-const BUILT: [(&str, Code); 24] = [
+const BUILT: [(&str, Code); 26] = [
     ("Version", Code::Ok),
     ("Status", Code::Ok),
     ("RuntimeConfig", Code::Ok),
@@ -97,6 +97,8 @@ const BUILT: [(&str, Code); 24] = [
     ("ExecSync", Code::InvalidArgument),
     ("ContainerStats", Code::InvalidArgument),
     ("ListContainerStats", Code::Ok),
+    ("PodSandboxStats", Code::InvalidArgument),
+    ("ListPodSandboxStats", Code::Ok),
     ("ListImages", Code::Ok),
     ("ImageStatus", Code::InvalidArgument),
     ("PullImage", Code::InvalidArgument),

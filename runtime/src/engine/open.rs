@@ -19,12 +19,19 @@ use rustix::{
     process::Resource,
 };
 
-use super::{CgroupDriver, EngineConfig, OpenError, Rlimit, shared::Shared, table::Table};
+use tokio::sync::Semaphore;
+
+use super::{
+    CgroupDriver, EngineConfig, OpenError, Rlimit,
+    shared::{STATS_TURNS, Shared},
+    table::Table,
+};
 use crate::{
     dirs::{RootDir, StateDir},
     oci::Host,
     seccomp::Programs,
     shim_client::Shims,
+    stats::slot::Budget,
     store::Store,
 };
 
@@ -77,6 +84,8 @@ pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         made_parents: Default::default(),
         random: File::open(random).map_err(io("open", random))?,
         last_created: Default::default(),
+        readers: Arc::new(Budget::of_this_process()),
+        stats_turns: Arc::new(Semaphore::new(STATS_TURNS)),
         _locks: locks,
         config,
     }))

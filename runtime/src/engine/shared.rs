@@ -19,10 +19,15 @@ use keelson_network::Network;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{EngineConfig, table::Table};
-use crate::{dirs::StateDir, observe::counters, oci::Host, seccomp::Programs, shim_client::Shims, store::Store};
+use crate::{
+    dirs::StateDir, observe::counters, oci::Host, seccomp::Programs, shim_client::Shims, stats::slot::Budget,
+    store::Store,
+};
 
 /// Teardowns that work at one time: the kernel does them under few locks anyway.
 const TEARDOWNS: usize = 4;
+/// Lists of statistics that are read at one time: the kernel sums a cgroup's numbers up under few locks anyway.
+pub(crate) const STATS_TURNS: usize = 4;
 /// Teardowns that may wait; beyond, callers wait for their own.
 pub(crate) const BACKLOG: usize = 256;
 
@@ -52,6 +57,10 @@ pub(crate) struct Shared {
     pub(crate) made_parents: Mutex<HashMap<String, HashSet<SandboxId>>>,
     pub(crate) random: File,
     pub(crate) last_created: AtomicI64,
+    /// Open files of cgroups that are read for statistics.
+    pub(crate) readers: Arc<Budget>,
+    /// Limits how many threads read statistics at one time.
+    pub(crate) stats_turns: Arc<Semaphore>,
     /// Held for the life of the engine: root and state folder.
     pub(crate) _locks: [File; 2],
 }

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use keelson_api::{ContainerId, SandboxId};
@@ -14,6 +14,7 @@ use crate::{
     container::ContainerView,
     sandbox::{SandboxView, spec::SandboxKey, task::Command},
     shim_client::ShimClient,
+    stats::slot::Slot,
 };
 
 /// Requests a sandbox's task has not looked at yet; beyond, callers wait.
@@ -24,6 +25,8 @@ pub(crate) struct SandboxEntry {
     pub(crate) id: SandboxId,
     pub(crate) commands: mpsc::Sender<Command>,
     view: RwLock<Option<Arc<SandboxView>>>,
+    /// Reads the cgroup of all its containers.
+    pub(crate) stats: Slot,
 }
 
 /// A container as others reach it.
@@ -31,8 +34,8 @@ pub(crate) struct ContainerEntry {
     pub(crate) sandbox: Arc<SandboxEntry>,
     view: RwLock<Option<Arc<ContainerView>>>,
     shim: RwLock<Option<Arc<ShimClient>>>,
-    /// CPU time at an instant: what the rate is counted from.
-    cpu: Mutex<Option<(std::time::Instant, u64, u64)>>,
+    /// Reads its cgroup.
+    pub(crate) stats: Slot,
 }
 
 #[derive(Default)]
@@ -68,7 +71,7 @@ impl SandboxEntry {
 
 impl ContainerEntry {
     pub(crate) fn new(sandbox: Arc<SandboxEntry>) -> Arc<Self> {
-        Arc::new(Self { sandbox, view: RwLock::default(), shim: RwLock::default(), cpu: Mutex::default() })
+        Arc::new(Self { sandbox, view: RwLock::default(), shim: RwLock::default(), stats: Slot::default() })
     }
 
     /// What others see; none while it is being made.
@@ -90,11 +93,6 @@ impl ContainerEntry {
     pub(crate) fn set_shim(&self, shim: Option<Arc<ShimClient>>) {
         *self.shim.write().unwrap_or_else(PoisonError::into_inner) = shim;
     }
-
-    /// For the CPU rate: instant, CPU nanoseconds, last rate.
-    pub(crate) fn cpu(&self) -> MutexGuard<'_, Option<(std::time::Instant, u64, u64)>> {
-        self.cpu.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Table {
@@ -113,7 +111,8 @@ impl Table {
             return Claim::Taken(Arc::clone(taken));
         }
         let (commands, receiver) = mpsc::channel(QUEUE);
-        let entry = Arc::new(SandboxEntry { id: id.clone(), commands, view: RwLock::default() });
+        let entry =
+            Arc::new(SandboxEntry { id: id.clone(), commands, view: RwLock::default(), stats: Slot::default() });
         maps.keys.insert(key.clone(), id.clone());
         maps.sandboxes.insert(id, Arc::clone(&entry));
         Claim::New(entry, receiver)
@@ -147,6 +146,15 @@ impl Table {
     /// All sandboxes, by id, also those being made.
     pub(crate) fn all_sandboxes(&self) -> Vec<Arc<SandboxEntry>> {
         self.read().sandboxes.values().cloned().collect()
+    }
+
+    /// Containers that are shown, oldest first.
+    pub(crate) fn container_entries(&self) -> Vec<Arc<ContainerEntry>> {
+        let entries: Vec<Arc<ContainerEntry>> = self.read().containers.values().cloned().collect();
+        let mut aged: Vec<_> =
+            entries.into_iter().filter_map(|entry| Some((entry.view()?.created_at, entry))).collect();
+        aged.sort_by_key(|(created_at, _)| *created_at);
+        aged.into_iter().map(|(_, entry)| entry).collect()
     }
 
     /// Views, oldest first.

@@ -7,7 +7,7 @@ use keelson_api::SandboxId;
 use super::*;
 use crate::sandbox::spec::{IpcMode, Namespaces, NetworkMode, PidMode, SandboxKey, SandboxSpec};
 
-fn view() -> SandboxView {
+pub(in crate::cri) fn view() -> SandboxView {
     SandboxView {
         id: SandboxId::from_random([0xa5; 32]),
         spec: Arc::new(SandboxSpec {

@@ -3,7 +3,7 @@
 //! Owns nothing.
 //! Must never stop at a key it does not know: kernels add some with each version.
 
-use super::{DeviceIo, Source, Stats, SwapStats};
+use super::{DeviceIo, HugepageStats, Source, Stats, SwapStats};
 
 /// How long processes waited for a resource.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -24,39 +24,29 @@ pub struct Average {
 }
 
 /// None when `text` is not what the file should hold.
-pub(super) fn add(stats: &mut Stats, source: Source, text: &str) -> Option<()> {
+pub(super) fn add(stats: &mut Stats, source: &Source, text: &str) -> Option<()> {
     match source {
-        Source::CpuStat => {
-            for (key, value) in pairs(text) {
-                match key {
-                    "usage_usec" => stats.cpu_usage_ns = value.saturating_mul(1000),
-                    "nr_throttled" => stats.throttled_periods = value,
-                    "throttled_usec" => stats.throttled_ns = value.saturating_mul(1000),
-                    _ => {}
-                }
-            }
-        }
-        Source::CpuStatV1 => {
-            for (key, value) in pairs(text) {
-                match key {
-                    "nr_throttled" => stats.throttled_periods = value,
-                    "throttled_time" => stats.throttled_ns = value,
-                    _ => {}
-                }
-            }
-        }
+        Source::CpuStat => cpu(stats, text),
+        Source::CpuStatV1 => cpu_v1(stats, text),
         Source::CpuUsageV1 => stats.cpu_usage_ns = number(text)?,
+        Source::CpuUserV1 => stats.cpu_user_ns = number(text)?,
+        Source::CpuSystemV1 => stats.cpu_system_ns = number(text)?,
         Source::MemoryUsage => {
             stats.memory.usage = number(text)?;
             stats.memory.working_set = stats.memory.usage;
         }
-        Source::MemoryStat => {
-            memory(stats, text, ["inactive_file", "anon", "pgfault", "pgmajfault"]);
-        }
-        Source::MemoryStatV1 => {
-            memory(stats, text, ["total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault"]);
-        }
+        Source::MemoryStat => memory(stats, text),
+        Source::MemoryStatV1 => memory_v1(stats, text),
         Source::MemoryLimit => stats.memory.limit = limit(text)?,
+        Source::MemoryPeak => stats.memory.peak = Some(number(text)?),
+        Source::MemoryKernelV1 => stats.memory.kernel = number(text)?,
+        Source::LimitHitsV1 => stats.memory.limit_hits = number(text)?,
+        Source::OomV1 => stats.memory.oom_kills = find(text, "oom_kill").unwrap_or(0),
+        Source::MemoryEvents => {
+            stats.memory.limit_hits = find(text, "max").unwrap_or(0);
+            // With memory.oom.group the whole cgroup counts once in the second.
+            stats.memory.oom_kills = find(text, "oom_kill").unwrap_or(0).max(find(text, "oom_group_kill").unwrap_or(0));
+        }
         Source::SwapUsage => swap(stats).usage = number(text)?,
         Source::SwapLimit => swap(stats).limit = limit(text)?,
         Source::SwapUsageV1 => swap(stats).usage = number(text)?.saturating_sub(stats.memory.usage),
@@ -72,6 +62,14 @@ pub(super) fn add(stats: &mut Stats, source: Source, text: &str) -> Option<()> {
         Source::IoStat => io(stats, text),
         Source::IoBytesV1 => io_v1(stats, text, |device| (&mut device.read_bytes, &mut device.write_bytes)),
         Source::IoCountV1 => io_v1(stats, text, |device| (&mut device.reads, &mut device.writes)),
+        Source::HugepageUsage(size) => {
+            let usage = number(text)?;
+            stats.hugepages.push(HugepageStats { size: size.clone(), usage, peak: None });
+        }
+        Source::HugepagePeak(size) => {
+            let peak = Some(number(text)?);
+            stats.hugepages.iter_mut().filter(|page| page.size == *size).for_each(|page| page.peak = peak);
+        }
     }
     Some(())
 }
@@ -96,17 +94,68 @@ fn swap(stats: &mut Stats) -> &mut SwapStats {
     stats.swap.get_or_insert_default()
 }
 
-fn memory(stats: &mut Stats, text: &str, [inactive, anonymous, faults, major]: [&str; 4]) {
+fn find(text: &str, wanted: &str) -> Option<u64> {
+    pairs(text).find(|(key, _)| *key == wanted).map(|(_, value)| value)
+}
+
+fn cpu(stats: &mut Stats, text: &str) {
+    for (key, value) in pairs(text) {
+        match key {
+            "usage_usec" => stats.cpu_usage_ns = value.saturating_mul(1000),
+            "user_usec" => stats.cpu_user_ns = value.saturating_mul(1000),
+            "system_usec" => stats.cpu_system_ns = value.saturating_mul(1000),
+            "nr_periods" => stats.periods = value,
+            "nr_throttled" => stats.throttled_periods = value,
+            "throttled_usec" => stats.throttled_ns = value.saturating_mul(1000),
+            _ => {}
+        }
+    }
+}
+
+fn cpu_v1(stats: &mut Stats, text: &str) {
+    for (key, value) in pairs(text) {
+        match key {
+            "nr_periods" => stats.periods = value,
+            "nr_throttled" => stats.throttled_periods = value,
+            "throttled_time" => stats.throttled_ns = value,
+            _ => {}
+        }
+    }
+}
+
+fn memory(stats: &mut Stats, text: &str) {
+    let memory = &mut stats.memory;
+    // `kernel` is their sum and more, since Linux 5.18.
+    let (mut kernel, mut parts) = (None, 0u64);
+    for (key, value) in pairs(text) {
+        match key {
+            "inactive_file" => memory.working_set = memory.usage.saturating_sub(value),
+            "anon" => memory.rss = value,
+            "file" => memory.cache = value,
+            "file_mapped" => memory.mapped_file = value,
+            "kernel" => kernel = Some(value),
+            "kernel_stack" | "pagetables" | "percpu" | "sock" | "slab" => parts = parts.saturating_add(value),
+            "pgfault" => (memory.page_faults, memory.own_page_faults) = (value, value),
+            "pgmajfault" => (memory.major_page_faults, memory.own_major_page_faults) = (value, value),
+            _ => {}
+        }
+    }
+    memory.kernel = kernel.unwrap_or(parts);
+}
+
+fn memory_v1(stats: &mut Stats, text: &str) {
     let memory = &mut stats.memory;
     for (key, value) in pairs(text) {
-        if key == inactive {
-            memory.working_set = memory.usage.saturating_sub(value);
-        } else if key == anonymous {
-            memory.rss = value;
-        } else if key == faults {
-            memory.page_faults = value;
-        } else if key == major {
-            memory.major_page_faults = value;
+        match key {
+            "total_inactive_file" => memory.working_set = memory.usage.saturating_sub(value),
+            "total_rss" => memory.rss = value,
+            "total_cache" => memory.cache = value,
+            "total_mapped_file" => memory.mapped_file = value,
+            "total_pgfault" => memory.page_faults = value,
+            "total_pgmajfault" => memory.major_page_faults = value,
+            "pgfault" => memory.own_page_faults = value,
+            "pgmajfault" => memory.own_major_page_faults = value,
+            _ => {}
         }
     }
 }
@@ -182,7 +231,7 @@ mod tests {
     fn of(files: &[(Source, &str)]) -> Stats {
         let mut stats = Stats::default();
         for (source, text) in files {
-            add(&mut stats, *source, text).unwrap();
+            add(&mut stats, source, text).unwrap();
         }
         stats
     }
@@ -190,12 +239,17 @@ mod tests {
     #[test]
     fn version_two_is_read() {
         let stats = of(&[
-            (Source::CpuStat, "usage_usec 1234\nuser_usec 1000\nnr_periods 9\nnr_throttled 3\nthrottled_usec 44\n"),
+            (
+                Source::CpuStat,
+                "usage_usec 1234\nuser_usec 1000\nsystem_usec 234\nnr_periods 9\nnr_throttled 3\nthrottled_usec 44\n",
+            ),
             (Source::MemoryUsage, "1000000\n"),
             (
                 Source::MemoryStat,
-                "anon 600000\nfile 300000\ninactive_file 250000\npgfault 77\npgmajfault 7\nnew_key 1\n",
+                "anon 600000\nfile 300000\nkernel 5000\nkernel_stack 1\nfile_mapped 4096\ninactive_file 250000\npgfault 77\npgmajfault 7\nnew_key 1\n",
             ),
+            (Source::MemoryPeak, "1900000\n"),
+            (Source::MemoryEvents, "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n"),
             (Source::MemoryLimit, "2000000\n"),
             (Source::SwapUsage, "4096\n"),
             (Source::SwapLimit, "max\n"),
@@ -208,7 +262,10 @@ mod tests {
             (Source::IoStat, "254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n7:1 \n"),
         ]);
         assert_eq!(stats.cpu_usage_ns, 1_234_000);
+        assert_eq!((stats.cpu_user_ns, stats.cpu_system_ns, stats.periods), (1_000_000, 234_000, 9));
         assert_eq!((stats.throttled_periods, stats.throttled_ns), (3, 44_000));
+        assert_eq!((stats.memory.cache, stats.memory.mapped_file, stats.memory.kernel), (300_000, 4096, 5000));
+        assert_eq!((stats.memory.peak, stats.memory.limit_hits, stats.memory.oom_kills), (Some(1_900_000), 12, 2));
         assert_eq!((stats.memory.usage, stats.memory.working_set, stats.memory.rss), (1_000_000, 750_000, 600_000));
         assert_eq!(stats.memory.available(), Some(1_250_000));
         assert_eq!((stats.memory.page_faults, stats.memory.major_page_faults), (77, 7));
@@ -226,7 +283,18 @@ mod tests {
             (Source::CpuUsageV1, "987654321\n"),
             (Source::CpuStatV1, "nr_periods 0\nnr_throttled 2\nthrottled_time 500\n"),
             (Source::MemoryUsage, "100\n"),
-            (Source::MemoryStatV1, "inactive_file 1\nrss 2\ntotal_inactive_file 150\ntotal_rss 20\ntotal_pgfault 3\n"),
+            (
+                Source::MemoryStatV1,
+                "inactive_file 1\nrss 2\npgfault 1\ntotal_inactive_file 150\ntotal_rss 20\ntotal_pgfault 3\ntotal_cache 9\n",
+            ),
+            (Source::CpuUserV1, "7\n"),
+            (Source::CpuSystemV1, "8\n"),
+            (Source::MemoryPeak, "140\n"),
+            (Source::MemoryKernelV1, "4\n"),
+            (Source::LimitHitsV1, "6\n"),
+            (Source::OomV1, "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
+            (Source::HugepageUsage("2MB".into()), "2097152\n"),
+            (Source::HugepagePeak("2MB".into()), "4194304\n"),
             (Source::MemoryLimit, "9223372036854771712\n"),
             (Source::SwapUsageV1, "130\n"),
             (Source::SwapLimitV1, "9223372036854771712\n"),
@@ -235,6 +303,11 @@ mod tests {
         ]);
         assert_eq!((stats.cpu_usage_ns, stats.throttled_ns), (987_654_321, 500));
         assert_eq!((stats.memory.working_set, stats.memory.rss, stats.memory.limit), (0, 20, None));
+        assert_eq!((stats.cpu_user_ns, stats.cpu_system_ns), (7, 8));
+        assert_eq!((stats.memory.own_page_faults, stats.memory.page_faults, stats.memory.cache), (1, 3, 9));
+        let memory = &stats.memory;
+        assert_eq!((memory.peak, memory.kernel, memory.limit_hits, memory.oom_kills), (Some(140), 4, 6, 1));
+        assert_eq!(stats.hugepages, [HugepageStats { size: "2MB".into(), usage: 2 << 20, peak: Some(4 << 20) }]);
         assert_eq!(stats.memory.available(), None);
         assert_eq!(stats.swap, Some(SwapStats { usage: 30, limit: None }));
         assert_eq!(stats.io[0].read_bytes, 4096);
@@ -243,7 +316,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_told() {
-        assert_eq!(add(&mut Stats::default(), Source::MemoryUsage, "many\n"), None);
-        assert_eq!(add(&mut Stats::default(), Source::CpuPressure, "some avg10=x total=1\n"), None);
+        assert_eq!(add(&mut Stats::default(), &Source::MemoryUsage, "many\n"), None);
+        assert_eq!(add(&mut Stats::default(), &Source::CpuPressure, "some avg10=x total=1\n"), None);
     }
 }
