@@ -1,4 +1,4 @@
-//! Benchmarks against the peers, interleaved in one run: H1, H3, H4, H5, H8 of the project's targets.
+//! Benchmarks against the peers, interleaved in one run: H1, H3, H4, H5, H8, H11 of the project's targets.
 //! Runs in the `keelson-e2e` tool on release builds, as root. Owns the daemons it starts and their scratch folders.
 //! Must report ratios, with min, p50, p99, CPU time and a floor beside; must never assert a time.
 
@@ -7,6 +7,7 @@ mod figures;
 mod memory;
 mod oci;
 mod pods;
+mod suite;
 
 use anyhow::Result;
 use serde_json::json;
@@ -17,7 +18,7 @@ pub use oci::lives as oci_lives;
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Only figures whose name contains this: h1, h3, h4, h5, h8.
+    /// Only this figure: h1, h3, h4, h5, h8, h11.
     #[arg(default_value = "")]
     pub only: String,
     /// Rounds: in each, every contender has its turn.
@@ -37,13 +38,14 @@ pub struct Options {
 /// Runs what is asked and prints the table and one line of JSON.
 pub fn run(options: &Options) -> Result<()> {
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // Clients are made inside, though not always on it.
+    let _inside = tokio.enter();
     let mut table = Table::default();
-    let wants = |name: &str| options.only.is_empty() || name.contains(&options.only);
+    let wants = |name: &str| options.only.is_empty() || name == options.only;
     if wants("h3") {
         oci::h3(options, &mut table)?;
     }
     if ["h1", "h4", "h5", "h8"].iter().any(|h| wants(h)) {
-        let _inside = tokio.enter();
         let mut contenders = daemons::start_all(&options.contender)?;
         tokio.block_on(async {
             if wants("h1") || wants("h8") {
@@ -57,6 +59,9 @@ pub fn run(options: &Options) -> Result<()> {
             }
             anyhow::Ok(())
         })?;
+    }
+    if wants("h11") {
+        suite::h11(options, &mut table)?;
     }
     println!("{table}");
     println!("{}", json!({ "machine": figures::machine(), "figures": table.figures }));

@@ -80,7 +80,7 @@ impl Node {
 
     fn write_config(&self) -> Result<()> {
         let hosts = self.root.path().join("certs.d");
-        for host in ["docker.io", "registry.k8s.io", "gcr.io", "k8s.gcr.io", "public.ecr.aws"] {
+        for host in crate::registry::HOSTS {
             let dir = hosts.join(host);
             fs::create_dir_all(&dir)?;
             let mirror = format!(

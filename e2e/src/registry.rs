@@ -18,6 +18,9 @@ use anyhow::{Context, Result};
 
 use crate::images::{Built, Store};
 
+/// Registries whose images it serves: a `hosts.toml` for each leads here.
+pub const HOSTS: [&str; 5] = ["docker.io", "registry.k8s.io", "gcr.io", "k8s.gcr.io", "public.ecr.aws"];
+
 /// A registry that serves until dropped.
 pub struct Registry {
     address: SocketAddr,

@@ -52,6 +52,8 @@ pub(super) fn start_all(filter: &str) -> Result<Vec<Contender>> {
 }
 
 const CONTAINERD: &str = "containerd+runc";
+/// Every contender.
+pub(super) const NAMES: [&str; 2] = [OURS, CONTAINERD];
 
 fn keelson() -> Result<Contender> {
     let node = Node::start()?;
@@ -64,6 +66,15 @@ fn keelson() -> Result<Contender> {
 }
 
 impl Contender {
+    /// Where it serves, as a URL.
+    pub(super) fn endpoint(&self) -> String {
+        let socket = match &self.kind {
+            Kind::Keelson(node) => node.socket().to_owned(),
+            Kind::Containerd(peer) => peer.scratch.path().join("containerd.sock"),
+        };
+        format!("unix://{}", socket.display())
+    }
+
     /// Process ids of the daemon and of every per-container process of the runtime (not of the containers themselves).
     pub(super) fn processes(&self) -> (u32, Vec<u32>) {
         match &self.kind {
@@ -117,7 +128,7 @@ fn containerd() -> Result<Contender> {
     let scratch = builder("peer-containerd-", "/var/tmp")?;
     let state = builder("peer-containerd-state-", "/dev/shm")?;
     let path = scratch.path();
-    for host in ["docker.io", "registry.k8s.io"] {
+    for host in crate::registry::HOSTS {
         let dir = path.join("certs.d").join(host);
         fs::create_dir_all(&dir)?;
         let text = format!(
