@@ -3,8 +3,10 @@
 //! Owns the mapping between CRI's messages and the engine's words; no other room of the daemon knows these messages.
 //! Must never hold state of its own: two clients, or one before and one after a restart, see the same node.
 
+mod batch;
 mod bound;
 mod container_create;
+mod container_events;
 mod container_exec_sync;
 mod container_list;
 mod container_list_stats;
@@ -29,6 +31,7 @@ mod resource;
 mod rpc;
 mod runtime_config;
 mod runtime_status;
+mod runtime_update;
 mod runtime_version;
 mod sandbox_list;
 mod sandbox_list_stats;
@@ -113,17 +116,21 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Host { act, source: std::io::Error::other(error) })
 }
 
-/// Writes out a service: the RPCs that are built, and those that answer UNIMPLEMENTED with their name and what is missing.
+/// Writes out a service: the RPCs that are built, those that answer with a stream, and those that answer UNIMPLEMENTED with their name and what is missing.
 macro_rules! service {
     (
         $service:path;
         built { $($method:ident $rpc:literal ($request:ident) -> $response:ident = $handler:ident;)* }
+        streamed { $($stream:ident $stream_rpc:literal ($query:ident) -> $item:ident = $streamer:ident;)* }
         not_built { $($later:ident $later_rpc:literal ($later_request:ident) -> $answer:ty, $missing:literal;)* }
     ) => {
         #[tonic::async_trait]
         impl $service for Cri {
             $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<v1::$response>, Status> {
                 rpc::serve($rpc, request, |call| $handler::handle(self, call)).await
+            })*
+            $(async fn $stream(&self, request: Request<v1::$query>) -> Result<Response<BoxStream<v1::$item>>, Status> {
+                rpc::serve($stream_rpc, request, |call| $streamer::stream(self, call)).await
             })*
             $(async fn $later(&self, _: Request<v1::$later_request>) -> Result<Response<$answer>, Status> {
                 Err(rpc::not_built($later_rpc, $missing))
@@ -160,28 +167,28 @@ service! {
         pod_sandbox_stats "PodSandboxStats" (PodSandboxStatsRequest) -> PodSandboxStatsResponse = sandbox_stats;
         list_pod_sandbox_stats "ListPodSandboxStats" (ListPodSandboxStatsRequest)
             -> ListPodSandboxStatsResponse = sandbox_list_stats;
+        update_runtime_config "UpdateRuntimeConfig" (UpdateRuntimeConfigRequest)
+            -> UpdateRuntimeConfigResponse = runtime_update;
+    }
+    streamed {
+        get_container_events "GetContainerEvents" (GetEventsRequest) -> ContainerEventResponse = container_events;
+        stream_pod_sandboxes "StreamPodSandboxes" (StreamPodSandboxesRequest)
+            -> StreamPodSandboxesResponse = sandbox_list;
+        stream_containers "StreamContainers" (StreamContainersRequest) -> StreamContainersResponse = container_list;
+        stream_container_stats "StreamContainerStats" (StreamContainerStatsRequest)
+            -> StreamContainerStatsResponse = container_list_stats;
+        stream_pod_sandbox_stats "StreamPodSandboxStats" (StreamPodSandboxStatsRequest)
+            -> StreamPodSandboxStatsResponse = sandbox_list_stats;
     }
     not_built {
         exec "Exec" (ExecRequest) -> v1::ExecResponse,
             "the streaming server; ExecSync (crictl exec -s) runs a program without one";
         attach "Attach" (AttachRequest) -> v1::AttachResponse, "the streaming server";
         port_forward "PortForward" (PortForwardRequest) -> v1::PortForwardResponse, "the streaming server";
-        stream_pod_sandboxes "StreamPodSandboxes" (StreamPodSandboxesRequest)
-            -> BoxStream<v1::StreamPodSandboxesResponse>, "streamed lists; use ListPodSandbox";
-        stream_containers "StreamContainers" (StreamContainersRequest)
-            -> BoxStream<v1::StreamContainersResponse>, "streamed lists; use ListContainers";
-        stream_container_stats "StreamContainerStats" (StreamContainerStatsRequest)
-            -> BoxStream<v1::StreamContainerStatsResponse>, "streamed lists; use ListContainerStats";
-        stream_pod_sandbox_stats "StreamPodSandboxStats" (StreamPodSandboxStatsRequest)
-            -> BoxStream<v1::StreamPodSandboxStatsResponse>, "statistics of whole sandboxes; use ListContainerStats";
-        update_runtime_config "UpdateRuntimeConfig" (UpdateRuntimeConfigRequest) -> v1::UpdateRuntimeConfigResponse,
-            "taking the pod network from kubelet; set network.ipv4 in the configuration";
         checkpoint_container "CheckpointContainer" (CheckpointContainerRequest) -> v1::CheckpointContainerResponse,
             "checkpoints";
         checkpoint_pod "CheckpointPod" (CheckpointPodRequest) -> v1::CheckpointPodResponse, "checkpoints";
         restore_pod "RestorePod" (RestorePodRequest) -> v1::RestorePodResponse, "checkpoints";
-        get_container_events "GetContainerEvents" (GetEventsRequest) -> BoxStream<v1::ContainerEventResponse>,
-            "container events; kubelet lists instead";
         list_metric_descriptors "ListMetricDescriptors" (ListMetricDescriptorsRequest)
             -> v1::ListMetricDescriptorsResponse, "metrics; use ListContainerStats";
         list_pod_sandbox_metrics "ListPodSandboxMetrics" (ListPodSandboxMetricsRequest)
@@ -203,10 +210,10 @@ service! {
         remove_image "RemoveImage" (RemoveImageRequest) -> RemoveImageResponse = image_remove;
         image_fs_info "ImageFsInfo" (ImageFsInfoRequest) -> ImageFsInfoResponse = image_fs_info;
     }
-    not_built {
-        stream_images "StreamImages" (StreamImagesRequest) -> BoxStream<v1::StreamImagesResponse>,
-            "streamed lists; use ListImages";
+    streamed {
+        stream_images "StreamImages" (StreamImagesRequest) -> StreamImagesResponse = image_list;
     }
+    not_built {}
 }
 
 #[cfg(test)]

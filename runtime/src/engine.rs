@@ -7,6 +7,7 @@
 pub mod config;
 mod containers;
 pub mod error;
+pub mod events;
 mod exec;
 mod open;
 mod sandboxes;

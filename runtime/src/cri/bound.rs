@@ -5,10 +5,13 @@
 
 use std::collections::HashMap;
 
-use keelson_cri::MAX_MESSAGE_BYTES;
+use keelson_cri::{MAX_MESSAGE_BYTES, v1};
 
 /// What a list is kept below, bytes; the rest is for framing.
 const LIMIT: usize = MAX_MESSAGE_BYTES - 64 * 1024;
+
+/// What the status of a sandbox may take of a message, bytes.
+const SANDBOX: usize = 1024 * 1024;
 
 /// Takes the annotations of ended things, oldest first, until the list fits. `expendable` gives them, for one that has ended.
 pub(super) fn shrink<T: prost::Message>(
@@ -16,6 +19,12 @@ pub(super) fn shrink<T: prost::Message>(
     expendable: impl Fn(&mut T) -> Option<&mut HashMap<String, String>>,
 ) {
     shrink_to(items, expendable, LIMIT);
+}
+
+/// The same for the statuses of one sandbox's containers, which are part of a larger message.
+pub(super) fn shrink_statuses(statuses: &mut [v1::ContainerStatus]) {
+    let exited = |it: &mut v1::ContainerStatus| it.state() == v1::ContainerState::ContainerExited;
+    shrink_to(statuses, |it| exited(it).then_some(&mut it.annotations), LIMIT - SANDBOX);
 }
 
 fn shrink_to<T: prost::Message>(
@@ -40,8 +49,6 @@ fn shrink_to<T: prost::Message>(
 
 #[cfg(test)]
 mod tests {
-    use keelson_cri::v1;
-
     use super::*;
 
     fn list() -> Vec<v1::Container> {

@@ -7,11 +7,10 @@ use std::collections::HashMap;
 use keelson_cri::v1;
 
 use super::{
-    Cri, container_view, id, info,
+    Cri, bound, container_view, id, info,
     rpc::{Call, about_sandbox},
     sandbox_view,
     status::Failure,
-    time,
 };
 
 pub(super) async fn handle(
@@ -19,13 +18,17 @@ pub(super) async fn handle(
     call: Call<v1::PodSandboxStatusRequest>,
 ) -> Result<v1::PodSandboxStatusResponse, Failure> {
     about_sandbox(&call.message.pod_sandbox_id);
+    // Before anything is looked at: kubelet takes the newer of an answer and an event for the truth.
+    let timestamp = cri.engine.timestamp();
     let view = id::sandbox(&cri.engine, &call.message.pod_sandbox_id)?;
-    let containers = cri.engine.containers();
-    let containers = containers.iter().filter(|container| container.sandbox == view.id);
+    let containers = cri.engine.containers_of(&view.id);
+    let mut containers: Vec<_> =
+        containers.iter().map(|it| container_view::status(it, |name| cri.image_id(name))).collect();
+    bound::shrink_statuses(&mut containers);
     Ok(v1::PodSandboxStatusResponse {
         status: Some(sandbox_view::status(&view)),
         info: if call.message.verbose { info::of_sandbox(&view) } else { HashMap::new() },
-        containers_statuses: containers.map(|it| container_view::status(it, |name| cri.image_id(name))).collect(),
-        timestamp: time::now(),
+        containers_statuses: containers,
+        timestamp,
     })
 }

@@ -79,6 +79,7 @@ impl Socket {
     /// # Errors
     /// The transport failed.
     pub async fn serve(self, cri: Cri, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let engine = cri.engine.clone();
         let cri = Arc::new(cri);
         let runtime = RuntimeServiceServer::from_arc(Arc::clone(&cri))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -91,6 +92,8 @@ impl Socket {
         let stop = async move {
             stop.await;
             told.notify_one();
+            // Who listens would not go by itself.
+            engine.close_events();
         };
         let serving = tonic::transport::Server::builder()
             .add_service(runtime)

@@ -5,7 +5,12 @@
 use keelson_imageservice::{PullError, RemoveError};
 use tonic::{Code, Status};
 
-use crate::{container::ContainerError, engine::ErrorKind, logging, sandbox::SandboxError};
+use crate::{
+    container::ContainerError,
+    engine::{ErrorKind, events::EventsEnd},
+    logging,
+    sandbox::SandboxError,
+};
 
 /// Why an RPC failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,8 @@ pub(super) enum Failure {
     Pull(Box<PullError>),
     #[error(transparent)]
     RemoveImage(#[from] RemoveError),
+    #[error("events: {0}")]
+    Events(EventsEnd),
     #[error("{act}")]
     Host { act: &'static str, source: std::io::Error },
 }
@@ -71,6 +78,8 @@ fn code(failure: &Failure) -> Code {
         Failure::Container(error) => of_kind(error.kind()),
         Failure::Pull(error) => of_pull(error),
         Failure::RemoveImage(error) => of_kind(ErrorKind::of(error)),
+        Failure::Events(EventsEnd::Slow | EventsEnd::Full) => Code::ResourceExhausted,
+        Failure::Events(EventsEnd::Closed) => Code::Unavailable,
         Failure::Host { source, .. } => of_kind(ErrorKind::of(source)),
     }
 }
@@ -120,6 +129,7 @@ fn prefix(failure: &Failure) -> Option<&'static str> {
         | Failure::Container(_)
         | Failure::Pull(_)
         | Failure::RemoveImage(_)
+        | Failure::Events(_)
         | Failure::Host { .. } => None,
     }
 }

@@ -95,6 +95,12 @@ impl Engine {
         self.shared.table.containers()
     }
 
+    /// The containers of one sandbox, oldest first, from memory.
+    #[must_use]
+    pub fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<ContainerView>> {
+        self.shared.table.containers_of(sandbox)
+    }
+
     /// The container with this id or unique id prefix.
     #[must_use]
     pub fn find_container(&self, id: &str) -> Option<Arc<ContainerView>> {

@@ -76,6 +76,7 @@ pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         cgroup_mode: mode,
         programs: Programs::default(),
         table: Table::default(),
+        events: Default::default(),
         teardown: Shared::semaphore(),
         pending: Default::default(),
         draining: Default::default(),

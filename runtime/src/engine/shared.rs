@@ -18,7 +18,7 @@ use keelson_imageservice::ImageService;
 use keelson_network::Network;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{EngineConfig, table::Table};
+use super::{EngineConfig, events::Events, table::Table};
 use crate::{
     dirs::StateDir, observe::counters, oci::Host, seccomp::Programs, shim_client::Shims, stats::slot::Budget,
     store::Store,
@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) cgroup_mode: keelson_shim::cgroup::Mode,
     pub(crate) programs: Programs,
     pub(crate) table: Table,
+    pub(crate) events: Arc<Events>,
     /// Limits how many teardowns work at one time.
     pub(crate) teardown: Semaphore,
     /// Teardowns begun and not done.

@@ -171,6 +171,16 @@ impl Table {
         views
     }
 
+    /// Views of the containers of one sandbox, oldest first.
+    pub(crate) fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<ContainerView>> {
+        let maps = self.read();
+        let members = maps.containers.values().filter(|entry| entry.sandbox.id == *sandbox);
+        let mut views: Vec<_> = members.filter_map(|entry| entry.view()).collect();
+        drop(maps);
+        views.sort_by_key(|view| view.created_at);
+        views
+    }
+
     /// The one sandbox whose id begins so.
     pub(crate) fn find_sandbox(&self, prefix: &str) -> Option<Arc<SandboxView>> {
         unique(self.read().sandboxes.iter().map(|(id, entry)| (id.as_str(), entry)), prefix, |entry| entry.view())

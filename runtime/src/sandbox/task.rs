@@ -7,6 +7,7 @@ mod containers;
 mod exits;
 mod lifecycle;
 pub(crate) mod member;
+mod tell;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

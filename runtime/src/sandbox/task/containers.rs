@@ -7,7 +7,7 @@ use std::sync::Arc;
 use keelson_api::ContainerId;
 use keelson_imageservice::Image;
 
-use super::{Done, Member, Reply, Task, answer};
+use super::{Done, Member, Reply, Task, answer, tell::reached};
 use crate::{
     container::{
         self, ContainerError, ContainerSpec,
@@ -269,12 +269,18 @@ impl Task {
         {
             counters().exited(exit.reason);
         }
+        let (before, after) = (reached(&member.record.state), reached(&next));
         member.record.state = next;
         if let Err(error) = self.shared.store.put_container(&member.record) {
             // The shim and its exit record are the truth; recovery looks there.
             tracing::warn!(container = %id, %error, "record container");
         }
         member.publish(&self.shared.state);
+        if let Some(kind) = after
+            && before < after
+        {
+            self.tell_of(id, kind);
+        }
     }
 
     /// A stop with a long grace must not hold up the end of the daemon: its shim goes on alone.

@@ -15,7 +15,7 @@ use crate::{
         state::{Event, State},
         view::{Exit, ExitReason},
     },
-    engine::{ErrorKind, shared::now},
+    engine::{ErrorKind, events::EventKind, shared::now},
     sandbox::{SandboxError, state as sandbox_state},
     shim_client::{ShimError, record},
 };
@@ -213,6 +213,7 @@ impl Task {
             Ok(()) => {
                 self.shared.table.forget_container(id);
                 let Some(member) = self.members.remove(id) else { return };
+                self.tell_of(id, EventKind::Deleted);
                 member.removed.into_iter().chain(member.stopped).for_each(|reply| answer(reply, Ok(())));
                 member.started.into_iter().for_each(|reply| answer(reply, Err(not_found(id))));
             }

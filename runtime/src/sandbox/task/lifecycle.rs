@@ -9,7 +9,10 @@ use std::{
 
 use super::{Done, Task, answer};
 use crate::{
-    engine::shared::{BACKLOG, Shared, blocking},
+    engine::{
+        events::EventKind,
+        shared::{BACKLOG, Shared, blocking},
+    },
     sandbox::{
         SandboxError, create, holder,
         release::{self, Failures},
@@ -33,6 +36,8 @@ impl Task {
                 }
                 self.record.made_cgroup = made.made_cgroup;
                 self.become_state(State::Ready { addresses: made.addresses, holder_pid });
+                self.tell(EventKind::Created);
+                self.tell(EventKind::Started);
                 for reply in std::mem::take(&mut self.waiting.run) {
                     answer(reply, Ok(self.record.id.clone()));
                 }
@@ -68,6 +73,7 @@ impl Task {
         let quiet = self.members.values().all(|member| !member.record.state.alive());
         if self.record.state == State::Stopping && quiet {
             self.become_state(State::NotReady { released: false });
+            self.tell(EventKind::Stopped);
             self.release(Duration::ZERO);
         }
         if let State::NotReady { released } = self.record.state {
@@ -83,10 +89,11 @@ impl Task {
         }
         if self.record.state == State::Removing && self.members.is_empty() {
             // From here on nobody can ask for it, and the recorded intent finishes it even after a crash.
-            if !self.waiting.remove.is_empty() || self.shared.table.sandbox(&self.record.id).is_some() {
+            if self.shared.table.sandbox(&self.record.id).is_some() {
                 self.forget();
-                self.answer_remove(|| Ok(()));
+                self.tell(EventKind::Deleted);
             }
+            self.answer_remove(|| Ok(()));
             if !self.releasing {
                 self.remove_rest(Duration::ZERO);
             }
