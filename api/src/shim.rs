@@ -26,7 +26,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub seq: u64,
     /// What to do.
-    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17")]
     pub call: Option<Call>,
 }
 
@@ -57,6 +57,15 @@ pub enum Call {
     /// Kill what is left, remove the container's cgroup, answer, and end. Valid in every state.
     #[prost(message, tag = "9")]
     Delete(Delete),
+    /// Write the running container's processes to files and let them go on.
+    #[prost(message, tag = "15")]
+    Checkpoint(Checkpoint),
+    /// Instead of `Start`: the init that waits gives way to processes read from files.
+    #[prost(message, tag = "16")]
+    Restore(Restore),
+    /// Hold every process, or let all go on. Held processes go on by themselves when the connection that asked for it ends.
+    #[prost(message, tag = "17")]
+    Pause(Pause),
 }
 
 /// Shim to daemon.
@@ -66,7 +75,7 @@ pub struct Reply {
     #[prost(uint64, tag = "1")]
     pub seq: u64,
     /// How it went.
-    #[prost(oneof = "Outcome", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "Outcome", tags = "2, 3, 4, 5, 6, 10")]
     pub outcome: Option<Outcome>,
 }
 
@@ -88,6 +97,9 @@ pub enum Outcome {
     /// To `Stop`, and to `State` of an ended container.
     #[prost(message, tag = "6")]
     Exited(Exit),
+    /// To `Checkpoint`.
+    #[prost(message, tag = "10")]
+    Checkpointed(Checkpointed),
 }
 
 /// See [`Call::Launch`].
@@ -228,6 +240,79 @@ pub struct ReopenLog {}
 /// See [`Call::Delete`].
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Delete {}
+
+/// See [`Call::Checkpoint`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Checkpoint {
+    /// The CRIU program, absolute.
+    #[prost(string, tag = "1")]
+    pub criu: String,
+    /// An empty directory for CRIU's images, absolute.
+    #[prost(string, tag = "2")]
+    pub images: String,
+    /// A directory for its log (`dump.log`) and statistics, absolute.
+    #[prost(string, tag = "3")]
+    pub work: String,
+    /// Milliseconds until it is given up; 0: no limit.
+    #[prost(uint64, tag = "4")]
+    pub timeout_ms: u64,
+}
+
+/// What a checkpoint refers to outside its images.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Checkpointed {
+    /// The names under which CRIU knows the standard streams 0 to 2 (`pipe:[123]`, `file[1a:3]`); empty: not from outside.
+    #[prost(string, repeated, tag = "1")]
+    pub stdio: Vec<String>,
+}
+
+/// See [`Call::Restore`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Restore {
+    /// The CRIU program, absolute.
+    #[prost(string, tag = "1")]
+    pub criu: String,
+    /// The directory of checked images, absolute. Nobody but root may have written there.
+    #[prost(string, tag = "2")]
+    pub images: String,
+    /// A directory for its log (`restore.log`) and a mount point (`stage`), absolute.
+    #[prost(string, tag = "3")]
+    pub work: String,
+    /// Milliseconds until it is given up; 0: no limit.
+    #[prost(uint64, tag = "4")]
+    pub timeout_ms: u64,
+    /// The mounts of the init that waits, which the restored processes get.
+    #[prost(message, repeated, tag = "5")]
+    pub mounts: Vec<ExternalMount>,
+    /// As [`Checkpointed::stdio`]: what the container's own streams take the place of.
+    #[prost(string, repeated, tag = "6")]
+    pub stdio: Vec<String>,
+    /// `apparmor:PROFILE` or `selinux:LABEL` to restore with, whatever the images say; empty: none.
+    #[prost(string, tag = "7")]
+    pub lsm_profile: String,
+}
+
+/// A mount that CRIU takes from us.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExternalMount {
+    /// Where it is in the container, without symbolic links.
+    #[prost(string, tag = "1")]
+    pub mountpoint: String,
+    /// Its name in the images.
+    #[prost(string, tag = "2")]
+    pub key: String,
+    /// Its id in the init's `mountinfo`: what is found at the mount point must be this mount.
+    #[prost(uint64, tag = "3")]
+    pub mount_id: u64,
+}
+
+/// See [`Call::Pause`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Pause {
+    /// Hold; else let go.
+    #[prost(bool, tag = "1")]
+    pub on: bool,
+}
 
 /// Success without content.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -214,6 +214,37 @@ impl Handle {
         }
     }
 
+    /// The directory by which processes are paused, in one hierarchy: v1's freezer where there is one, since what is frozen by v2
+    /// cannot be made to run by a tracer.
+    pub fn pause_dir(&self) -> Option<PathBuf> {
+        self.pausing().map(|(_, dir)| PathBuf::from(dir.path()))
+    }
+
+    /// Holds every process, and waits until they are held or a short time is over; or lets them go on.
+    pub fn pause(&self, on: bool) -> Result<(), CgroupError> {
+        let Some((freezer, dir)) = self.pausing() else {
+            return Err(CgroupError::NoController { controller: "freezer", setting: "a pause".to_owned() });
+        };
+        let (name, value) = ("the freezer", if on { "frozen" } else { "thawed" });
+        freezer.set(&dir, on).map_err(|source| dir.write_error(name, value, source))?;
+        if on && !kill::await_frozen(&dir, freezer, kill::PAUSE_ROUNDS) {
+            let _ = freezer.set(&dir, false);
+            return Err(dir.write_error(name, value, Errno::TIMEDOUT));
+        }
+        Ok(())
+    }
+
+    fn pausing(&self) -> Option<(Freezer, Dir)> {
+        let v1 = self.hierarchies.v1(Controller::Freezer).map(|mount| (Freezer::V1, Dir::new(mount, &self.path)));
+        v1.or_else(|| self.unified_dir().map(|dir| (Freezer::V2, dir)))
+    }
+
+    /// The files that list its processes, one for each hierarchy: a process that writes `0` to all of them is in it.
+    pub fn process_lists(&self) -> Vec<PathBuf> {
+        let v1 = self.hierarchies.v1_mounts().map(|mount| Dir::new(mount, &self.path));
+        v1.chain(self.unified_dir()).map(|dir| PathBuf::from(dir.file("cgroup.procs"))).collect()
+    }
+
     /// v1: what is frozen does not die.
     fn thaw_v1(&self) -> Result<(), CgroupError> {
         let Some(mount) = self.hierarchies.v1(Controller::Freezer) else { return Ok(()) };

@@ -35,6 +35,7 @@ pub use error::LaunchError;
 pub use exec::{ExecRequest, ExecTarget, Execed, exec, start_time};
 pub use hooks::{ContainerState, Point, run_hooks, run_hooks_inside};
 use namespaces::Namespaces;
+pub use namespaces::in_own_pid_namespace;
 
 use crate::spec::Spec;
 

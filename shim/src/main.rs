@@ -4,6 +4,7 @@
 //! Must never do more here than choose.
 
 mod clock;
+mod criu;
 mod hello;
 mod oci;
 mod owner;
@@ -70,6 +71,10 @@ fn run(command: &OsString, parser: &mut Parser) -> Outcome {
             serve::run(&id(parser)?)?;
             Ok(ExitCode::SUCCESS)
         }
+        Some("criu") => match criu::run() {
+            Ok(never) => match never {},
+            Err(error) => Err(error.into()),
+        },
         Some("oci") => Ok(oci::run(parser)),
         Some("hello") => hello::run(parser.next()?.is_some()).map_err(Into::into),
         Some(_) | None => Err(format!("unknown command {command:?}; see --help").into()),

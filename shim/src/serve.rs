@@ -6,6 +6,7 @@
 
 mod connection;
 mod container;
+mod criu;
 mod drain;
 mod ending;
 mod exec;
@@ -77,6 +78,10 @@ struct Supervisor {
     scratch: Scratch,
     /// When memory that a launch or a burst of execs has touched is given back.
     tidy_at: Option<Instant>,
+    /// A CRIU at work on the container.
+    criu: Option<Box<criu::Criu>>,
+    /// The connection that asked for the container to be held.
+    paused_by: Option<u32>,
     /// A request has asked this process to end without a container.
     dismissed: bool,
 }
@@ -146,6 +151,8 @@ impl Supervisor {
                 exec.reaped(exit, now);
             } else if self.phase.container().is_some_and(|container| container.created.pid == pid) {
                 self.init_ended(exit, now);
+            } else {
+                self.other_child_ended(pid, exit, now);
             }
         }
     }
@@ -227,6 +234,7 @@ impl Supervisor {
         for exec in self.execs.iter_mut().filter(|exec| exec.ticket.connection == id) {
             exec.abandon(now);
         }
+        self.forget_pause(id);
     }
 
     fn pump(&mut self, stream: log::Stream) {
@@ -248,12 +256,15 @@ impl Supervisor {
         let lingering = (!self.lingering.is_empty()).then_some(self.sweep_at);
         let execs = self.execs.iter().filter_map(Exec::deadline);
         let unheard = self.unheard.as_ref().map(|unheard| unheard.look_at);
-        execs.chain(phase).chain(self.scratch.deadline()).chain(lingering).chain(unheard).chain(self.tidy_at).min()
+        let criu = self.criu_deadline();
+        let rest = lingering.into_iter().chain(unheard).chain(criu).chain(self.tidy_at);
+        execs.chain(phase).chain(self.scratch.deadline()).chain(rest).min()
     }
 
     /// Does what the clock and the last events ask for.
     fn expire(&mut self, now: Instant) {
         self.settle_execs(now);
+        self.expire_criu(now);
         self.repeat_stop_signal(now);
         if let Phase::Stopping { end: End::Grace { kill_at: at, .. } | End::Killed { again_at: at }, .. } = &self.phase
             && *at <= now

@@ -76,7 +76,7 @@ pub(super) fn kill_by_signals(dir: &Dir, freezer: Option<Freezer>) -> Result<(),
         if let Some(freezer) = freezer {
             // Without a freezer file the rounds alone have to do.
             if freezer.set(dir, true).is_ok() {
-                await_frozen(dir, freezer);
+                await_frozen(dir, freezer, 20);
             }
         }
         let killed = signal_all(dir);
@@ -93,10 +93,13 @@ pub(super) fn kill_by_signals(dir: &Dir, freezer: Option<Freezer>) -> Result<(),
     Err(CgroupError::Kill { path: dir.path().to_owned(), remaining })
 }
 
-fn await_frozen(dir: &Dir, freezer: Freezer) {
-    for _ in 0..20 {
+/// Rounds of half a millisecond after which a pause is given up: a process may be in the kernel for a while.
+pub(super) const PAUSE_ROUNDS: u32 = 4000;
+
+pub(super) fn await_frozen(dir: &Dir, freezer: Freezer, rounds: u32) -> bool {
+    for _ in 0..rounds {
         if freezer.is_frozen(dir) {
-            return;
+            return true;
         }
         // v1 freezes by rounds: asking again catches what was forking.
         if matches!(freezer, Freezer::V1) {
@@ -104,6 +107,7 @@ fn await_frozen(dir: &Dir, freezer: Freezer) {
         }
         std::thread::sleep(Duration::from_micros(500));
     }
+    false
 }
 
 fn signal_all(dir: &Dir) -> Result<(), CgroupError> {

@@ -215,6 +215,15 @@ fn set_oom_score(pid: i32, process: &Process, clamp: bool) -> Result<(), LaunchE
 }
 
 impl Created {
+    /// Another process is the init from now on: the one that waited ends.
+    pub fn replace_init(&mut self, pid: i32, pidfd: OwnedFd) {
+        self.start = None;
+        self.pid = pid;
+        let old = std::mem::replace(&mut self.pidfd, pidfd);
+        // Its gate is closed; this makes it certain.
+        let _ = keelson_sys::pidfd::send_signal(&old, libc::SIGKILL);
+    }
+
     /// Lets the init exec; returns when execve succeeded, or with the step that failed (the init is gone then, to be reaped).
     pub fn start(&mut self) -> Result<(), LaunchError> {
         let Some(start) = self.start.take() else {

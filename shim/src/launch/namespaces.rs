@@ -134,6 +134,13 @@ pub(super) fn differs(pid: i32, kind: NamespaceKind) -> Result<bool, LaunchError
     Ok(own.st_ino != other.st_ino)
 }
 
+/// Runs `f` with this process's children born in its own pid namespace, whatever they are born in otherwise.
+pub fn in_own_pid_namespace<T>(f: impl FnOnce() -> T) -> Result<T, LaunchError> {
+    let own = open(NamespaceKind::Pid, "/proc/self/ns/pid")?;
+    let _own = ForChildren::pid(&own)?;
+    Ok(f())
+}
+
 /// Gives this process's children another pid or time namespace for as long as this lives.
 pub(super) struct ForChildren {
     original: OwnedFd,

@@ -126,6 +126,13 @@ impl Container {
         })
     }
 
+    /// A restored process is the init from now on; the one that waited ends.
+    pub(super) fn take_init(&mut self, pid: i32, pidfd: OwnedFd, spec: &Spec) -> Result<(), Failure> {
+        self.created.replace_init(pid, pidfd);
+        self.target = self.created.exec_target(spec).map_err(|error| Failure::from(&error))?;
+        Ok(())
+    }
+
     /// Lets the init exec the user's program.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
         self.created.start().map_err(|error| Failure::from(&error))

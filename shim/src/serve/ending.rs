@@ -77,6 +77,7 @@ impl Supervisor {
     }
 
     fn close(&mut self) {
+        self.give_up_criu();
         let scratch = &mut self.scratch;
         if let Some(container) = self.phase.container_mut() {
             let log = &mut container.log;

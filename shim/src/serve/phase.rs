@@ -66,6 +66,12 @@ pub(super) enum Step {
     AwaitEnd,
     Exec,
     ReopenLog,
+    /// Write the processes to files.
+    Checkpoint,
+    /// Start from files.
+    Restore,
+    /// Hold or let go.
+    Pause,
     /// Answer, and end this process.
     End,
 }
@@ -85,6 +91,8 @@ pub(super) enum Denied {
     Stopping,
     #[error("the container has ended")]
     Ended,
+    #[error("a checkpoint or a restore of the container is under way")]
+    Busy,
     #[error("the request names no call that this shim knows (protocol {})", shim::PROTOCOL)]
     Unknown,
 }
@@ -131,6 +139,27 @@ pub(super) fn decide<C>(phase: &Phase<C>, call: &Call, now: Instant) -> Result<S
             Empty => Err(Denied::NotLaunched),
             Created { .. } | Running { .. } | Stopping { .. } | Ending { .. } => Ok(Step::ReopenLog),
             Ended { .. } => Err(Denied::Ended),
+        },
+        Call::Checkpoint(_) => match phase {
+            Empty => Err(Denied::NotLaunched),
+            Created { .. } => Err(Denied::NotStarted),
+            Running { .. } => Ok(Step::Checkpoint),
+            Stopping { .. } => Err(Denied::Stopping),
+            Ending { .. } | Ended { .. } => Err(Denied::Ended),
+        },
+        Call::Restore(_) => match phase {
+            Empty => Err(Denied::NotLaunched),
+            Created { .. } => Ok(Step::Restore),
+            Running { .. } => Err(Denied::AlreadyStarted),
+            Stopping { .. } => Err(Denied::Stopping),
+            Ending { .. } | Ended { .. } => Err(Denied::Ended),
+        },
+        Call::Pause(pause) => match phase {
+            Empty => Err(Denied::NotLaunched),
+            Created { .. } if pause.on => Err(Denied::NotStarted),
+            Stopping { .. } if pause.on => Err(Denied::Stopping),
+            Created { .. } | Running { .. } | Stopping { .. } => Ok(Step::Pause),
+            Ending { .. } | Ended { .. } => Err(Denied::Ended),
         },
         Call::Delete(_) => match phase {
             Empty | Ended { .. } => Ok(Step::End),

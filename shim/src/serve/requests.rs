@@ -29,6 +29,11 @@ impl Supervisor {
                 self.signal(&signal).map(|()| Some(Outcome::Done(Done {})))
             }
             (Ok(Step::Exec), Some(Call::ExecSync(exec))) => self.exec(ticket, exec, now).map(|()| None),
+            (Ok(Step::Checkpoint), Some(Call::Checkpoint(call))) => self.checkpoint(ticket, call, now).map(|()| None),
+            (Ok(Step::Restore), Some(Call::Restore(call))) => self.restore(ticket, call, now).map(|()| None),
+            (Ok(Step::Pause), Some(Call::Pause(pause))) => {
+                self.pause(ticket, pause.on).map(|()| Some(Outcome::Done(Done {})))
+            }
             (Ok(Step::ReopenLog), _) => self.reopen_log().map(|()| Some(Outcome::Done(Done {}))),
             (Ok(Step::Tell | Step::TellExit), _) => Ok(Some(self.state())),
             (Ok(Step::Stop { signal, kill_at }), Some(Call::Stop(_))) => {
@@ -180,6 +185,9 @@ fn refused(call: Option<&Call>, denied: Denied) -> Failure {
         Some(Call::ExecSync(_)) => "exec",
         Some(Call::ReopenLog(_)) => "reopen log",
         Some(Call::Delete(_)) => "delete",
+        Some(Call::Checkpoint(_)) => "checkpoint",
+        Some(Call::Restore(_)) => "restore",
+        Some(Call::Pause(_)) => "pause",
     };
     let kind = if call.is_none() { FailureKind::Unsupported } else { FailureKind::State };
     failure(step, "", kind, &denied)

@@ -70,6 +70,8 @@ pub(super) fn supervisor(id: &str) -> Result<Supervisor, ServeError> {
         unheard: None,
         scratch: Scratch::default(),
         tidy_at: None,
+        criu: None,
+        paused_by: None,
         dismissed: false,
     };
     supervisor.welcome(first).map_err(act("watch the daemon's connection"))?;

@@ -184,8 +184,10 @@ impl Container {
         let cgroup = format!("/keelson-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let rootfs = node.path("rootfs");
         busybox_root(&rootfs);
+        let spec = serde_json::to_vec(&spec(options, &rootfs, &cgroup)).unwrap();
+        std::fs::write(node.path(shim::SPEC_FILE), &spec).unwrap();
         let launch = Launch {
-            spec: serde_json::to_vec(&spec(options, &rootfs, &cgroup)).unwrap(),
+            spec,
             stdio: Some(shim::Stdio {
                 log_path: node.path("logs/0.log").to_str().unwrap().to_owned(),
                 stdin: options.stdin,

@@ -2,6 +2,7 @@
 //! Each test owns its folder, its cgroup name and its shim, and says at its end that nothing of them is left.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod checkpoint;
 mod harness;
 
 use std::io::{Read as _, Write as _};

@@ -191,6 +191,9 @@ proptest! {
                     }
                     Ok(Step::Kill) => phase.stopping(End::Killed { again_at: now }),
                     Ok(Step::Exec) => prop_assert!(matches!(rank(&phase), 2 | 3)),
+                    Ok(Step::Checkpoint) => prop_assert_eq!(rank(&phase), 2),
+                    Ok(Step::Restore) => { starts += 1; phase.started(1); }
+                    Ok(Step::Pause) => prop_assert!(matches!(rank(&phase), 1..=4)),
                     Ok(Step::TellExit) => prop_assert_eq!(rank(&phase), 6),
                     Ok(Step::AwaitEnd) => prop_assert!(matches!(rank(&phase), 4 | 5)),
                     Ok(Step::Tell | Step::Signal | Step::ReopenLog | Step::End) | Err(_) => {}
