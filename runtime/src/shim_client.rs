@@ -222,6 +222,7 @@ impl ShimClient {
             Outcome::State(_) => "state",
             Outcome::Exec(_) => "exec",
             Outcome::Exited(_) => "exited",
+            Outcome::Checkpointed(_) => "checkpointed",
         };
         counters().shim_protocol.one();
         ShimError::Unexpected { act, id: self.id.clone(), answer }
