@@ -25,7 +25,7 @@ pub use image::{ChainId, Image, ImageConfig, ImageId};
 pub use import::{ImportError, ImportedImage};
 pub use keelson_api::Digest;
 pub use layer::{Compression, Job, LayerDescriptor, LayerHold, Layers, UnpackError};
-pub use pull::{PullError, PullRequest};
+pub use pull::{PullCounts, PullError, PullRequest, StageTime};
 pub use reference::Reference;
 pub use snapshot::{Snapshot, SnapshotError, SnapshotKey};
 pub use store::{CommitError, ImageService, NewImage, OpenError, RemoveError, Removed};

@@ -3,6 +3,7 @@
 //! Owns the pulls and layer transfers under way. Must never be cancelled by a caller that went away, show an image that is not
 //! whole, or let a caller profit from another one's credentials.
 
+mod counts;
 mod error;
 mod flight;
 mod layer;
@@ -12,11 +13,16 @@ use std::{sync::Arc, time::Duration};
 
 use keelson_api::Digest;
 use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 
-pub use self::error::{PullError, PullFailure};
 use self::{
+    counts::Counts,
     flight::Flights,
     layer::{LayerKey, LayerResult},
+};
+pub use self::{
+    counts::{PullCounts, StageTime},
+    error::{PullError, PullFailure},
 };
 use crate::{
     config::Config,
@@ -46,6 +52,7 @@ pub(crate) struct Pulls {
     images: Flights<(Reference, Option<Fingerprint>), Result<Arc<Image>, PullError>>,
     layers: Flights<LayerKey, LayerResult>,
     downloads: Arc<Semaphore>,
+    counts: Arc<Counts>,
 }
 
 type Fingerprint = [u8; 32];
@@ -59,6 +66,7 @@ impl Pulls {
             // The pulls keep these alive.
             layers: Flights::new(Duration::ZERO),
             downloads: Arc::new(Semaphore::new(permits)),
+            counts: Arc::default(),
         }
     }
 }
@@ -78,7 +86,9 @@ impl ImageService {
         };
         let key = (reference.clone(), credentials.as_ref().map(Credentials::fingerprint));
         let service = self.clone();
-        let (result, _) = self.pulls.images.join(key, || work::run(service, reference, credentials)).await;
+        let span = || tracing::debug_span!("pull", image = name);
+        let work = || work::run(service, reference, credentials).instrument(span());
+        let (result, _) = self.pulls.images.join(key, work).await;
         result.unwrap_or(Err(PullError::Interrupted { reference: name }))
     }
 
@@ -98,6 +108,12 @@ impl ImageService {
     pub async fn stop_pulls(&self) {
         self.pulls.images.close().await;
         self.pulls.layers.close().await;
+    }
+
+    /// What pulls have come to since this process began.
+    #[must_use]
+    pub fn pull_counts(&self) -> PullCounts {
+        self.pulls.counts.read()
     }
 
     /// Makes the registry client more or less patient, for pulls that start from now on.

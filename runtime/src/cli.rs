@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod error;
 mod out;
+mod reload;
 mod rooms;
 mod serve;
 mod status;
@@ -87,8 +88,13 @@ struct Place {
 
 impl Place {
     fn load(&self) -> Result<Config, CliError> {
-        let overrides = Overrides { root: self.root.clone(), state: self.state.clone(), socket: self.socket.clone() };
-        Ok(Config::load(self.config.as_deref(), &overrides)?)
+        self.load_with(Overrides::default())
+    }
+
+    /// With more that goes over the file.
+    fn load_with(&self, more: Overrides) -> Result<Config, CliError> {
+        let (root, state, socket) = (self.root.clone(), self.state.clone(), self.socket.clone());
+        Ok(Config::load(self.config.as_deref(), &Overrides { root, state, socket, ..more })?)
     }
 }
 

@@ -4,7 +4,7 @@
 //! Must never be reached back into later: the rooms get their own, narrower configuration made from this one.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -28,6 +28,8 @@ pub struct Config {
     /// `None` is the one beside this program.
     pub shim: Option<PathBuf>,
     pub log: Log,
+    pub metrics: Metrics,
+    pub traces: Traces,
     pub images: Images,
     pub network: Network,
     pub cgroup: CgroupDriver,
@@ -53,6 +55,25 @@ pub enum LogLevel {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// Where numbers and health are asked for over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Metrics {
+    /// Nowhere.
+    Off,
+    /// On a socket of mode 0660.
+    Unix(PathBuf),
+    /// On a port of a loopback address.
+    Tcp(SocketAddr),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// `http://` or `https://` of an OTLP/gRPC collector, without credentials; `None`: no traces.
+    pub endpoint: Option<String>,
+    /// Of the traces that begin here, so many in a million.
+    pub sample_per_million: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +152,10 @@ pub struct Overrides {
     pub root: Option<PathBuf>,
     pub state: Option<PathBuf>,
     pub socket: Option<PathBuf>,
+    /// In the file's word.
+    pub log_level: Option<String>,
+    /// In the file's word.
+    pub log_format: Option<String>,
 }
 
 /// Why there is no configuration to run on.

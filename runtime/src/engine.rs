@@ -4,6 +4,7 @@
 //!
 //! This file opens and drains it; what can be asked of it is in one file per noun, each an `impl Engine`.
 
+mod census;
 pub mod config;
 mod containers;
 pub mod error;
@@ -23,6 +24,7 @@ use std::{
 
 use keelson_imageservice::ImageService;
 
+pub(crate) use census::Census;
 pub use config::{CgroupDriver, EngineConfig, Rlimit};
 pub use error::{ErrorKind, OpenError};
 pub use exec::ExecOutput;

@@ -6,9 +6,17 @@
 mod counters;
 mod exposition;
 mod number;
+mod page;
+mod process;
 mod rpcs;
+mod server;
 mod stage;
+pub(crate) mod trace;
 
 pub(crate) use counters::{Counters, counters};
-pub(crate) use number::{Counter, Gauge, Held, Histogram};
+#[allow(unused_imports, reason = "for rooms that keep one in a struct")]
+pub(crate) use number::Held;
+pub(crate) use server::Endpoint;
+pub use server::EndpointError;
 pub(crate) use stage::Stage;
+pub use trace::TraceError;

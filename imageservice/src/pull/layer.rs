@@ -4,15 +4,16 @@
 
 use std::{
     io::{self, Read},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use bytes::{Buf as _, Bytes};
 use keelson_api::Digest;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
+use tracing::Instrument as _;
 
-use super::flight::Flights;
+use super::{counts::Counts, flight::Flights, short};
 use crate::{
     layer::{Job, LayerDescriptor, LayerHold, Layers, UnpackError},
     registry::{Attempts, Ended, Fetch, Session},
@@ -39,6 +40,7 @@ pub(super) struct Transfer {
     pub(super) layers: Layers,
     pub(super) session: Arc<Session>,
     pub(super) downloads: Arc<Semaphore>,
+    pub(super) counts: Arc<Counts>,
     pub(super) job: Arc<Job>,
     pub(super) descriptor: LayerDescriptor,
     pub(super) diff_id: Digest,
@@ -55,7 +57,8 @@ pub(super) async fn hold(
             return Ok(hold);
         }
         let ours = transfer.clone();
-        let (result, started) = flights.join(key, || ours.run()).await;
+        let span = || tracing::debug_span!("layer", digest = short(&key.0), size = transfer.descriptor.size);
+        let (result, started) = flights.join(key, || ours.run().instrument(span())).await;
         match result {
             Some(Ok(shared)) => {
                 // Our own hold, while the shared one keeps the layer.
@@ -79,8 +82,8 @@ impl Transfer {
             let (sender, receiver) = mpsc::channel(PIECES);
             let (layers, job) = (self.layers.clone(), self.job.clone());
             let (descriptor, diff_id) = (self.descriptor, self.diff_id);
-            let unpack =
-                tokio::task::spawn_blocking(move || layers.unpack(&descriptor, &diff_id, Pieces::new(receiver), &job));
+            let pieces = Pieces::new(receiver, self.counts.clone());
+            let unpack = tokio::task::spawn_blocking(move || layers.unpack(&descriptor, &diff_id, pieces, &job));
             let sent = fetch.run(&sender).await;
             if sent.is_ok() {
                 // The empty piece says that this is the end. A reader that has gone will tell why.
@@ -132,13 +135,14 @@ async fn wrong_digest(fetch: &mut Fetch<'_>, descriptor: &LayerDescriptor) -> Op
 /// The pieces as a reader, for a blocking thread.
 struct Pieces {
     receiver: mpsc::Receiver<io::Result<Bytes>>,
+    counts: Arc<Counts>,
     piece: Bytes,
     ended: bool,
 }
 
 impl Pieces {
-    fn new(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Self {
-        Self { receiver, piece: Bytes::new(), ended: false }
+    fn new(receiver: mpsc::Receiver<io::Result<Bytes>>, counts: Arc<Counts>) -> Self {
+        Self { receiver, counts, piece: Bytes::new(), ended: false }
     }
 }
 
@@ -146,7 +150,10 @@ impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() && !self.ended {
             match self.receiver.blocking_recv() {
-                Some(Ok(piece)) => (self.ended, self.piece) = (piece.is_empty(), piece),
+                Some(Ok(piece)) => {
+                    self.counts.bytes.fetch_add(u64::try_from(piece.len()).unwrap_or(u64::MAX), Relaxed);
+                    (self.ended, self.piece) = (piece.is_empty(), piece);
+                }
                 Some(Err(error)) => return Err(error),
                 // Without the empty piece: the transfer was given up.
                 None => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the transfer was given up")),
@@ -168,14 +175,14 @@ mod tests {
         sender.blocking_send(Ok(Bytes::from_static(b"ab"))).unwrap();
         drop(sender);
         let mut text = Vec::new();
-        let error = Pieces::new(receiver).read_to_end(&mut text).unwrap_err();
+        let error = Pieces::new(receiver, Arc::default()).read_to_end(&mut text).unwrap_err();
         assert_eq!((error.kind(), text.as_slice()), (io::ErrorKind::ConnectionAborted, &b"ab"[..]));
 
         let (sender, receiver) = mpsc::channel(4);
         for piece in [&b"ab"[..], b"c", b""] {
             sender.blocking_send(Ok(Bytes::from_static(piece))).unwrap();
         }
-        let mut reader = Pieces::new(receiver);
+        let mut reader = Pieces::new(receiver, Arc::default());
         let mut text = Vec::new();
         reader.read_to_end(&mut text).unwrap();
         assert_eq!(text, b"abc");

@@ -7,9 +7,11 @@ use std::{collections::HashMap, sync::Arc};
 use futures_util::future::try_join_all;
 use keelson_api::Digest;
 use sha2::{Digest as _, Sha256};
+use tracing::Instrument as _;
 
 use super::{
     PullError,
+    counts::{Counts, Stage},
     layer::{self, LayerFailure, Transfer},
     short,
 };
@@ -52,7 +54,9 @@ pub(super) async fn run(
         Ok(session) => Arc::new(session),
         Err(source) => return Err(PullError::Hosts { reference: name, source: Arc::new(source) }),
     };
-    let pulled = Pull { service: service.clone(), session, reference, name, documents: Vec::new() }.run().await;
+    let counts = service.pulls.counts.clone();
+    let pull = Pull { service: service.clone(), session, reference, name, documents: Vec::new() };
+    let pulled = counts.pull(pull.run(&counts)).await;
     if pulled.is_err() {
         // A commit would have collected what earlier pulls left; so does one that does not get there. At the end of the daemon, the next
         // start does.
@@ -62,11 +66,12 @@ pub(super) async fn run(
 }
 
 impl Pull {
-    async fn run(mut self) -> Result<Arc<Image>, PullError> {
+    async fn run(mut self, counts: &Counts) -> Result<Arc<Image>, PullError> {
         // Who has nothing yet wants the document, not only its digest.
         let head = self.service.find(&self.name).is_some()
             || self.reference.digest().is_some_and(|digest| self.service.content().has(&digest));
-        let resolved = self.session.resolve(head).await;
+        let resolving = self.session.resolve(head).instrument(tracing::debug_span!("resolve"));
+        let resolved = counts.stage(Stage::Resolve, resolving).await;
         let root = match resolved.map_err(|attempts| self.failed("manifest", attempts))? {
             Resolved::Digest(digest) => {
                 // Looked up anew: it may have been removed or moved while the registry was asked.
@@ -79,13 +84,20 @@ impl Pull {
             Resolved::Document { digest, bytes, media_type } => Arrived { digest, bytes, media_type },
         };
         let root_digest = root.digest;
-        let (manifest_digest, manifest) = self.choose(root).await?;
-        let file = self.config(manifest_digest, &manifest).await?;
+        let documents = async {
+            let (manifest_digest, manifest) = self.choose(root).await?;
+            let file = self.config(manifest_digest, &manifest).await?;
+            Ok::<_, PullError>((manifest, file))
+        };
+        let documents = documents.instrument(tracing::debug_span!("documents"));
+        let (manifest, file) = counts.stage(Stage::Documents, documents).await?;
         if file.dropped_env > 0 {
             tracing::warn!(image = %self.name, entries = file.dropped_env, "environment entries that are not NAME=value are left out");
         }
-        let layers = self.layers(&manifest.layers, &file.diff_ids).await?;
-        self.commit(root_digest, &manifest, file, layers).await
+        let layers = self.layers(&manifest.layers, &file.diff_ids).instrument(tracing::debug_span!("layers"));
+        let layers = counts.stage(Stage::Layers, layers).await?;
+        let commit = self.commit(root_digest, &manifest, file, layers).instrument(tracing::debug_span!("commit"));
+        counts.stage(Stage::Commit, commit).await
     }
 
     /// Goes down from index to index to the manifest for this node.
@@ -152,6 +164,7 @@ impl Pull {
                 layers: self.service.layers().clone(),
                 session: self.session.clone(),
                 downloads: self.service.pulls.downloads.clone(),
+                counts: self.service.pulls.counts.clone(),
                 job: job.clone(),
                 descriptor,
                 diff_id,

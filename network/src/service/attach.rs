@@ -123,6 +123,7 @@ impl Network {
     ///
     /// # Errors
     /// When any step fails; what was made is undone.
+    #[tracing::instrument(level = "debug", skip_all, fields(sandbox = %request.sandbox))]
     pub fn attach(&self, request: &AttachRequest, netns: &Netns) -> Result<Attachment, AttachError> {
         let sandbox = &request.sandbox;
         let _turn = self.turn(sandbox);
@@ -145,6 +146,7 @@ impl Network {
     }
 
     /// Leases and records; touches no interface.
+    #[tracing::instrument(level = "debug", skip_all)]
     fn plan(
         &self,
         request: &AttachRequest,

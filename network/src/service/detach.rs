@@ -117,6 +117,7 @@ impl Network {
     ///
     /// # Errors
     /// When something may be left; it is tried again in the background, and `detach` may be called again.
+    #[tracing::instrument(level = "debug", skip_all, fields(%sandbox))]
     pub fn detach(&self, sandbox: &SandboxId) -> Result<(), DetachError> {
         let _turn = self.turn(sandbox);
         self.let_go(sandbox)?;
@@ -129,6 +130,7 @@ impl Network {
     ///
     /// # Errors
     /// When the host ports may still be published; then it is still attached.
+    #[tracing::instrument(level = "debug", skip_all, fields(%sandbox))]
     pub fn detach_soon(&self, sandbox: &SandboxId) -> Result<(), DetachError> {
         let _turn = self.turn(sandbox);
         self.let_go(sandbox)

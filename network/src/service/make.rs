@@ -43,6 +43,7 @@ impl Network {
     }
 
     /// The pair; another name when the first is taken, the bridge again when it is gone.
+    #[tracing::instrument(level = "debug", skip_all)]
     fn make_veth(
         &self,
         mut attachment: Attachment,
@@ -93,6 +94,7 @@ impl Network {
     }
 
     /// The pod's end, through the socket that is bound to its namespace.
+    #[tracing::instrument(level = "debug", skip_all)]
     fn configure(&self, attachment: &Attachment, netns: &Netns) -> Result<(), AttachError> {
         let gone = || AttachError::Vanished { bridge: self.bridge_name() };
         let configured = netns.with(|socket| {

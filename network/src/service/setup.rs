@@ -139,6 +139,7 @@ impl Network {
 
     /// What attaching needs. Cheap when nothing changed: nf_tables' generation is asked for; the bridge shows itself missing
     /// when a port is made.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) fn ready(&self) -> Result<Arc<Ready>, SetupError> {
         if let Some(ready) = self.is_ready() {
             let now = self.core.home.nftables(Nftables::generation);
@@ -152,6 +153,7 @@ impl Network {
     }
 
     /// Makes and mends everything.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) fn set_up(&self) -> Result<Arc<Ready>, SetupError> {
         let _one = self.setup.lock().unwrap_or_else(PoisonError::into_inner);
         let made = self.core.home.inside(|| self.set_up_inside()).map_err(|source| SetupError::Namespace { source })?;
@@ -307,6 +309,7 @@ impl Network {
     }
 
     /// Changes the maps of host ports; when the table is not as it should be, all of it is made again.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) fn publish(&self, ready: &Ready, change: PortChange<'_>) -> Result<(), SetupError> {
         self.core
             .home

@@ -4,7 +4,13 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{config::ConfigError, cri::server::ServerError, engine::OpenError, logging::LogError};
+use crate::{
+    config::ConfigError,
+    engine::OpenError,
+    logging::LogError,
+    observe::{EndpointError, TraceError},
+    socket::SocketError,
+};
 
 /// See the variants.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +22,13 @@ pub enum CliError {
     #[error("start the daemon")]
     Open(#[from] OpenError),
     #[error(transparent)]
-    Server(#[from] ServerError),
+    Trace(#[from] TraceError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    #[error("serve CRI")]
+    Serve(#[from] tonic::transport::Error),
     #[error("{act} needs root: mounts, namespaces and cgroups are made; run it with sudo")]
     NotRoot { act: &'static str },
     #[error("find the shim `{path}`: it is built and installed beside keelson; set `shim` in the configuration")]

@@ -6,12 +6,16 @@ use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use sd_notify::NotifyState;
 
-use super::{CliError, Place, rooms, stop::Stop};
+use tokio::task::JoinSet;
+
+use super::{CliError, Place, reload::Reload, rooms, stop::Stop};
 use crate::{
-    config::Config,
-    cri::{Cri, server::Socket},
+    config::{Config, Overrides},
+    cri::{Cri, server},
     engine::Engine,
     logging,
+    observe::{Endpoint, trace::Tracer},
+    socket::Socket,
 };
 
 /// Enough for requests, which only decode and wait; each more costs memory for good.
@@ -22,18 +26,31 @@ const BLOCKING_IDLE: Duration = Duration::from_secs(5);
 /// How long records and teardown work may take to come to rest at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     place: Place,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl Args {
+    /// What the file and the flags come to now.
+    pub(super) fn load(&self) -> Result<Config, CliError> {
+        let (log_level, log_format) = (self.log_level.clone(), self.log_format.clone());
+        self.place.load_with(Overrides { log_level, log_format, ..Overrides::default() })
+    }
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
-    let config = args.place.load()?;
+    let config = args.load()?;
     if !rustix::process::geteuid().is_root() {
         return Err(CliError::NotRoot { act: "keelson serve" });
     }
-    logging::init(config.log)?;
     // Folders and files have the modes they are given, whoever starts the daemon.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -44,30 +61,46 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
         .enable_all()
         .build()
         .map_err(|source| CliError::Host { act: "start the async runtime", source })?;
-    let ended = runtime.block_on(daemon(config));
+    let ended = runtime.block_on(async {
+        let tracer = Tracer::new(&config.traces)?;
+        let level = logging::init(config.log, tracer.as_ref())?;
+        let reload = Reload::new(args.clone(), config.clone(), level)?;
+        let ended = daemon(config, reload).await;
+        if let Some(tracer) = tracer {
+            tracer.finish().await;
+        }
+        ended
+    });
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-async fn daemon(config: Config) -> Result<(), CliError> {
+async fn daemon(config: Config, reload: Reload) -> Result<(), CliError> {
     let mut stop = Stop::new()?;
+    // Both end with this function; neither has anything to finish.
+    let mut watchers = JoinSet::new();
+    watchers.spawn(reload.run());
     let engine_config = rooms::engine(&config)?;
     let engine = tokio::select! {
         engine = Engine::open(engine_config) => engine?,
         _ = stop.asked() => return Ok(()),
     };
     let socket = Socket::bind(&config.socket).await?;
+    if let Some(endpoint) = Endpoint::bind(&config.metrics).await? {
+        watchers.spawn(endpoint.serve(engine.clone()));
+    }
     let cri = Cri::new(engine.clone(), engine.images().clone(), config.clone());
     announce(&config, &engine);
     let stopping = async {
         let signal = stop.asked().await;
         tracing::info!("{signal}: stopping");
     };
-    socket.serve(cri, stopping).await?;
+    server::serve(socket, cri, stopping).await?;
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     if tokio::time::timeout(DRAIN, engine.drain()).await.is_err() {
         tracing::warn!(seconds = DRAIN.as_secs(), "some work did not come to rest; the next start finishes it");
     }
+    watchers.shutdown().await;
     tracing::info!("stopped; containers go on");
     Ok(())
 }

@@ -67,6 +67,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
         root: Some(scratch.path.join("root")),
         state: Some(scratch.path.join("state")),
         socket: Some(scratch.path.join("keelson.sock")),
+        ..Overrides::default()
     };
     let config = Config::load(args.config.as_deref(), &overrides)?;
     scratch.make()?;

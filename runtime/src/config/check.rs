@@ -4,16 +4,16 @@
 
 use std::{
     fmt::Display,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Component, Path, PathBuf},
 };
 
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    CgroupDriver, Config, Containers, DefaultSeccomp, Images, Log, LogFormat, LogLevel, Network, Nofile, Overrides,
-    Platform, SOCKET_PATH_MAX, Subnet,
-    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork},
+    CgroupDriver, Config, Containers, DefaultSeccomp, Images, Log, LogFormat, LogLevel, Metrics, Network, Nofile,
+    Overrides, Platform, SOCKET_PATH_MAX, Subnet, Traces,
+    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork, RawTraces},
 };
 
 const DEFAULT_ROOT: &str = "/var/lib/keelson";
@@ -53,7 +53,9 @@ pub(super) fn check(raw: Raw, overrides: &Overrides) -> Result<Config, Bad> {
     };
     Ok(Config {
         shim,
-        log: log(&raw.log)?,
+        log: log(&raw.log, overrides)?,
+        metrics: metrics(raw.metrics.address.as_deref(), &state)?,
+        traces: traces(raw.traces)?,
         images: images(raw.images)?,
         network: network(raw.network, &root)?,
         cgroup: word("cgroup.driver", raw.cgroup.driver.as_deref(), CgroupDriver::Auto, &DRIVERS)?,
@@ -96,11 +98,58 @@ fn path(key: &'static str, flag: Option<&Path>, file: Option<String>, default: &
     Ok(path.components().collect())
 }
 
-fn log(raw: &RawLog) -> Result<Log, Bad> {
+fn log(raw: &RawLog, overrides: &Overrides) -> Result<Log, Bad> {
+    let level = overrides.log_level.as_deref().or(raw.level.as_deref());
+    let format = overrides.log_format.as_deref().or(raw.format.as_deref());
     Ok(Log {
-        level: word("log.level", raw.level.as_deref(), LogLevel::Info, &LEVELS)?,
-        format: word("log.format", raw.format.as_deref(), LogFormat::Text, &FORMATS)?,
+        level: word("log.level", level, LogLevel::Info, &LEVELS)?,
+        format: word("log.format", format, LogFormat::Text, &FORMATS)?,
     })
+}
+
+/// No address that another machine can reach: what is told there is the node's own business.
+fn metrics(address: Option<&str>, state: &Path) -> Result<Metrics, Bad> {
+    const KEY: &str = "metrics.address";
+    const WANT: &str = "want off, auto, unix:///path, or a loopback address with a port such as 127.0.0.1:9469";
+    let address = match address {
+        Some("off") => return Ok(Metrics::Off),
+        None | Some("auto") => Metrics::Unix(state.join("metrics.sock")),
+        Some(text) => match text.strip_prefix("unix://") {
+            Some(file) => Metrics::Unix(path(KEY, None, Some(file.to_owned()), "")?),
+            None => match text.parse::<SocketAddr>() {
+                Ok(address) if address.ip().is_loopback() && address.port() != 0 => Metrics::Tcp(address),
+                Ok(_) | Err(_) => return Err(bad(KEY, text, WANT)),
+            },
+        },
+    };
+    match &address {
+        Metrics::Unix(path) if path.as_os_str().len() > SOCKET_PATH_MAX => {
+            Err(bad(KEY, path.display(), format!("a socket path has at most {SOCKET_PATH_MAX} bytes")))
+        }
+        Metrics::Unix(_) | Metrics::Tcp(_) | Metrics::Off => Ok(address),
+    }
+}
+
+fn traces(raw: RawTraces) -> Result<Traces, Bad> {
+    const WANT: &str = "want off, or the http:// or https:// address of an OTLP/gRPC collector such as \
+        http://127.0.0.1:4317, without user and path";
+    let endpoint = raw.endpoint.filter(|endpoint| endpoint != "off");
+    if let Some(text) = &endpoint {
+        let good = text.parse::<http::Uri>().is_ok_and(|uri| {
+            let plain = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+            plain && matches!(uri.scheme_str(), Some("http" | "https")) && matches!(uri.path(), "" | "/")
+        });
+        if !good {
+            // It may hold what somebody took for a place for a password.
+            return Err(bad("traces.endpoint", "..", WANT));
+        }
+    }
+    let ratio = raw.sample_ratio.unwrap_or(1.0);
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(bad("traces.sample_ratio", ratio, "want 0 to 1"));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "nought to a million")]
+    Ok(Traces { endpoint, sample_per_million: (ratio * 1e6).round() as u32 })
 }
 
 fn images(raw: RawImages) -> Result<Images, Bad> {

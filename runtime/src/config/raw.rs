@@ -12,6 +12,8 @@ pub(super) struct Raw {
     pub(super) socket: Option<String>,
     pub(super) shim: Option<String>,
     pub(super) log: RawLog,
+    pub(super) metrics: RawMetrics,
+    pub(super) traces: RawTraces,
     pub(super) images: RawImages,
     pub(super) network: RawNetwork,
     pub(super) cgroup: RawCgroup,
@@ -23,6 +25,19 @@ pub(super) struct Raw {
 pub(super) struct RawLog {
     pub(super) level: Option<String>,
     pub(super) format: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawMetrics {
+    pub(super) address: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTraces {
+    pub(super) endpoint: Option<String>,
+    pub(super) sample_ratio: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -53,6 +53,11 @@ fn values_that_make_no_sense_are_refused_with_what_would() {
         ("root = \"/\"", "config.toml:1: `root` is `/`"),
         ("root = \"/x\"\nstate = \"/x\"", "config.toml:2: `state` is `/x`: must be another folder"),
         ("[log]\nlevel = \"loud\"", "config.toml:2: `log.level` is `loud`: want one of error, warn"),
+        ("[metrics]\naddress = \"0.0.0.0:9469\"", "config.toml:2: `metrics.address` is `0.0.0.0:9469`: want off, auto"),
+        ("[metrics]\naddress = \"unix://relative\"", "config.toml:2: `metrics.address` is `relative`"),
+        ("[traces]\nendpoint = \"localhost:4317\"", "config.toml:2: `traces.endpoint`"),
+        ("[traces]\nendpoint = \"http://user:word@host:4317\"", "config.toml:2: `traces.endpoint` is `..`"),
+        ("[traces]\nsample_ratio = 1.5", "config.toml:2: `traces.sample_ratio` is `1.5`: want 0 to 1"),
         ("[images]\nplatform = \"linux\"", "config.toml:2: `images.platform` is `linux`"),
         ("[images]\nplatform = \"linux//arm64\"", "config.toml:2: `images.platform`"),
         ("[images]\nmax_concurrent_downloads = 0", "config.toml:2: `images.max_concurrent_downloads` is `0`"),
@@ -119,4 +124,27 @@ fn an_absent_default_file_is_fine_and_an_absent_named_one_is_not() {
     let said =
         Config::load(Some(Path::new("/nonexistent/keelson.toml")), &Overrides::default()).unwrap_err().to_string();
     assert_eq!(said, "read configuration `/nonexistent/keelson.toml`");
+}
+
+#[test]
+fn where_numbers_and_traces_go_is_read() {
+    let config = parse("state = \"/s\"").unwrap();
+    assert_eq!(config.metrics, Metrics::Unix("/s/metrics.sock".into()));
+    assert_eq!(config.traces, Traces { endpoint: None, sample_per_million: 1_000_000 });
+    let metrics = |address: &str| parse(&format!("[metrics]\naddress = \"{address}\"")).unwrap().metrics;
+    assert_eq!(metrics("off"), Metrics::Off);
+    assert_eq!(metrics("unix:///run/m.sock"), Metrics::Unix("/run/m.sock".into()));
+    assert_eq!(metrics("[::1]:9469"), Metrics::Tcp("[::1]:9469".parse().unwrap()));
+    let traces = parse("[traces]\nendpoint = \"http://127.0.0.1:4317\"\nsample_ratio = 0.05").unwrap().traces;
+    assert_eq!(traces, Traces { endpoint: Some("http://127.0.0.1:4317".to_owned()), sample_per_million: 50_000 });
+}
+
+#[test]
+fn a_flag_for_the_log_goes_over_the_file_in_the_same_words() {
+    let flags = |level: &str| Overrides { log_level: Some(level.to_owned()), ..Overrides::default() };
+    let text = "[log]\nlevel = \"warn\"\nformat = \"json\"";
+    let log = Config::parse(text, "config.toml", &flags("debug")).unwrap().log;
+    assert_eq!(log, Log { level: LogLevel::Debug, format: LogFormat::Json });
+    let said = Config::parse("", "config.toml", &flags("loud")).unwrap_err().to_string();
+    assert!(said.starts_with("command line: `log.level` is `loud`"), "{said}");
 }

@@ -12,7 +12,7 @@ use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field::Empty};
 
 use super::status::Failure;
-use crate::observe::counters;
+use crate::observe::{self, counters};
 
 /// A request and how long its caller will wait.
 pub(super) struct Call<T> {
@@ -33,6 +33,7 @@ where
 {
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
     let span = tracing::info_span!("rpc", rpc, call, sandbox = Empty, container = Empty, image = Empty);
+    observe::trace::continue_from(&span, |name| request.metadata().get(name)?.to_str().ok());
     let deadline = deadline(request.metadata());
     let work = handler(Call { message: request.into_inner(), deadline });
     async move {
@@ -49,13 +50,13 @@ where
         drop(in_flight);
         match answer {
             Ok(answer) => {
-                counters().rpcs.ended(rpc, Code::Ok.into(), took);
+                ended(rpc, Code::Ok, took);
                 tracing::debug!(ms, "done");
                 Ok(Response::new(answer))
             }
             Err(failure) => {
                 let status = Status::from(failure);
-                counters().rpcs.ended(rpc, status.code().into(), took);
+                ended(rpc, status.code(), took);
                 log(&status, ms);
                 Err(status)
             }
@@ -63,6 +64,12 @@ where
     }
     .instrument(span)
     .await
+}
+
+/// For the page and for the trace.
+fn ended(rpc: &'static str, code: Code, took: Duration) {
+    counters().rpcs.ended(rpc, code.into(), took);
+    observe::trace::rpc_ended(code.into());
 }
 
 /// An RPC of the protocol that keelson does not have yet.

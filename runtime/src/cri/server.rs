@@ -1,209 +1,54 @@
-//! The CRI socket: its file, the gRPC server behind it, and how it goes on and off.
-//! Async, on the daemon's workers; binding is done before the first request. Owns the listening socket and its file.
-//! Must never take a socket that somebody answers on, never serve before it is asked to, and never touch a container.
+//! The gRPC server behind the CRI socket.
+//! Async, on the daemon's workers. Owns the socket while it serves.
+//! Must never take calls after it was asked to stop, nor wait for ever for those under way, and never touch a container.
 
-use std::{
-    future::Future,
-    io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use keelson_cri::{
     MAX_MESSAGE_BYTES,
     v1::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
 };
-use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 
-use crate::{config::SOCKET_PATH_MAX, cri::Cri};
+use crate::{cri::Cri, socket::Socket};
 
 /// How long requests under way may take once the daemon is asked to stop.
 const GRACE: Duration = Duration::from_secs(10);
-/// Read and write for root and its group: no other user of the node may run pods.
-const SOCKET_MODE: u32 = 0o660;
-/// Traversable, so that a pod with other ids can reach what is mounted from below; not listable.
-const DIR_MODE: u32 = 0o711;
 
-/// Why the socket cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    #[error(
-        "bind `{path}`: another process answers on it: stop it, or give this daemon a socket of its own (--socket)"
-    )]
-    InUse { path: PathBuf },
-    #[error("bind `{path}`: there is something else than a socket in its place; move it away")]
-    NotASocket { path: PathBuf },
-    #[error("bind `{path}`: the path of a socket has at most {max} bytes")]
-    TooLong { path: PathBuf, max: usize },
-    #[error("{act} `{path}`")]
-    Io { act: &'static str, path: PathBuf, source: io::Error },
-    #[error("serve CRI")]
-    Serve(#[from] tonic::transport::Error),
-}
-
-/// A bound socket that nobody is served on yet. Its file goes when this does.
-#[derive(Debug)]
-pub struct Socket {
-    listener: UnixListener,
-    file: SocketFile,
-}
-
-impl Socket {
-    /// Binds the socket, over a stale one; makes its folder.
-    ///
-    /// # Errors
-    /// Somebody answers on it, something else is there, or the kernel refuses.
-    pub async fn bind(path: &Path) -> Result<Self, ServerError> {
-        let failed = |act| move |source| ServerError::Io { act, path: path.to_owned(), source };
-        if let Some(folder) = path.parent() {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(folder);
-            made.map_err(failed("make the folder of"))?;
-        }
-        refuse_taken(path).await?;
-        // Bound and made private under another name first: at no moment can anybody else connect.
-        let temporary = temporary(path)?;
-        let _ = std::fs::remove_file(&temporary);
-        let listener = UnixListener::bind(&temporary).map_err(failed("bind"))?;
-        let mode = std::fs::Permissions::from_mode(SOCKET_MODE);
-        std::fs::set_permissions(&temporary, mode).map_err(failed("set the mode of"))?;
-        let inode = std::fs::metadata(&temporary).map_err(failed("look at"))?.ino();
-        std::fs::rename(&temporary, path).map_err(failed("put in place"))?;
-        Ok(Self { listener, file: SocketFile { path: path.to_owned(), inode } })
+/// Serves both services until `stop`; then takes no more calls and waits for those under way, within bounds.
+///
+/// # Errors
+/// The transport failed.
+pub async fn serve(socket: Socket, cri: Cri, stop: impl Future<Output = ()>) -> Result<(), tonic::transport::Error> {
+    let (listener, file) = socket.into_parts();
+    let engine = cri.engine.clone();
+    let cri = Arc::new(cri);
+    let runtime = RuntimeServiceServer::from_arc(Arc::clone(&cri))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let image = ImageServiceServer::from_arc(cri)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let stopping = Arc::new(tokio::sync::Notify::new());
+    let told = Arc::clone(&stopping);
+    let stop = async move {
+        stop.await;
+        told.notify_one();
+        // Who listens would not go by itself.
+        engine.close_events();
+    };
+    let serving = tonic::transport::Server::builder()
+        .add_service(runtime)
+        .add_service(image)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop);
+    let patience = async {
+        stopping.notified().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served?,
+        () = patience => tracing::warn!(seconds = GRACE.as_secs(), "calls under way are left to their callers"),
     }
-
-    /// Serves both services until `stop`; then takes no more calls and waits for those under way, within bounds.
-    ///
-    /// # Errors
-    /// The transport failed.
-    pub async fn serve(self, cri: Cri, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let engine = cri.engine.clone();
-        let cri = Arc::new(cri);
-        let runtime = RuntimeServiceServer::from_arc(Arc::clone(&cri))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let image = ImageServiceServer::from_arc(cri)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let stopping = Arc::new(tokio::sync::Notify::new());
-        let told = Arc::clone(&stopping);
-        let stop = async move {
-            stop.await;
-            told.notify_one();
-            // Who listens would not go by itself.
-            engine.close_events();
-        };
-        let serving = tonic::transport::Server::builder()
-            .add_service(runtime)
-            .add_service(image)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(self.listener), stop);
-        let patience = async {
-            stopping.notified().await;
-            tokio::time::sleep(GRACE).await;
-        };
-        tokio::select! {
-            served = serving => served?,
-            () = patience => tracing::warn!(seconds = GRACE.as_secs(), "calls under way are left to their callers"),
-        }
-        drop(self.file);
-        Ok(())
-    }
-}
-
-/// The name of a bound socket in the file system.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Another daemon may have put its own there.
-        if std::fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// An error when the path is taken by anything but a socket nobody answers on.
-async fn refuse_taken(path: &Path) -> Result<(), ServerError> {
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(ServerError::Io { act: "look at", path: path.to_owned(), source }),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ServerError::NotASocket { path: path.to_owned() });
-        }
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path).await {
-        Ok(_) => Err(ServerError::InUse { path: path.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(source) => Err(ServerError::Io { act: "try", path: path.to_owned(), source }),
-    }
-}
-
-fn temporary(path: &Path) -> Result<PathBuf, ServerError> {
-    let temporary = path.with_file_name(format!(".s{}", std::process::id()));
-    if temporary.as_os_str().len().max(path.as_os_str().len()) > SOCKET_PATH_MAX {
-        return Err(ServerError::TooLong { path: path.to_owned(), max: SOCKET_PATH_MAX });
-    }
-    Ok(temporary)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder() -> tempfile::TempDir {
-        tempfile::tempdir().unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_socket_is_private_and_its_file_goes_with_it() {
-        let folder = folder();
-        let path = folder.path().join("deep/er/k.sock");
-        let socket = Socket::bind(&path).await.unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, SOCKET_MODE);
-        let parent = std::fs::metadata(path.parent().unwrap()).unwrap();
-        assert_eq!(parent.permissions().mode() & 0o777, DIR_MODE);
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-        drop(socket);
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn a_socket_that_is_answered_on_is_not_taken() {
-        let folder = folder();
-        let path = folder.path().join("k.sock");
-        let _first = Socket::bind(&path).await.unwrap();
-        let said = Socket::bind(&path).await.unwrap_err().to_string();
-        assert!(said.contains("another process answers"), "{said}");
-        assert!(path.exists());
-    }
-
-    #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_its_old_owner_leaves_the_new_one() {
-        let folder = folder();
-        let path = folder.path().join("k.sock");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists());
-        let socket = Socket::bind(&path).await.unwrap();
-        let stranger = SocketFile { path: path.clone(), inode: 1 };
-        drop(stranger);
-        assert!(path.exists());
-        drop(socket);
-    }
-
-    #[tokio::test]
-    async fn what_is_no_socket_stays() {
-        let folder = folder();
-        let path = folder.path().join("k.sock");
-        std::fs::write(&path, "precious").unwrap();
-        let said = Socket::bind(&path).await.unwrap_err().to_string();
-        assert!(said.contains("something else than a socket"), "{said}");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-    }
+    drop(file);
+    Ok(())
 }

@@ -6,7 +6,7 @@ use keelson_cri::v1;
 use tonic::{Code, transport::Channel};
 
 use super::*;
-use crate::{config::Overrides, cri::server::Socket, engine::EngineConfig};
+use crate::{config::Overrides, engine::EngineConfig, socket::Socket};
 
 const PROTO: &str = include_str!("../../../api/cri/proto/runtime_v1.proto");
 
@@ -14,7 +14,7 @@ const PROTO: &str = include_str!("../../../api/cri/proto/runtime_v1.proto");
 struct Node {
     channel: Channel,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
-    served: tokio::task::JoinHandle<Result<(), crate::cri::server::ServerError>>,
+    served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     folder: tempfile::TempDir,
 }
 
@@ -24,7 +24,7 @@ impl Node {
         let overrides = Overrides {
             root: Some(folder.path().join("root")),
             state: Some(folder.path().join("state")),
-            socket: None,
+            ..Overrides::default()
         };
         let config = Config::parse("[network]\nenabled = false\n", "test", &overrides).unwrap();
         let images = keelson_imageservice::Config { root: config.root.clone(), ..Default::default() };
@@ -37,7 +37,7 @@ impl Node {
         let address = format!("unix://{}", config.socket.display());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let cri = Cri::new(engine, images, config);
-        let served = tokio::spawn(socket.serve(cri, async {
+        let served = tokio::spawn(crate::cri::server::serve(socket, cri, async {
             let _ = stopped.await;
         }));
         let channel = tonic::transport::Endpoint::from_shared(address).unwrap().connect().await.unwrap();

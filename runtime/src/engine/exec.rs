@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use keelson_api::{ContainerId, shim::ExecSync};
 
+use tracing::Instrument as _;
+
 use super::Engine;
 use crate::container::{self, ContainerError};
 
@@ -40,8 +42,8 @@ impl Engine {
         let exec_id = exec_id.map_err(|error| container::check::invalid("id", format!("no random bytes: {error}")))?;
         let timeout_ms = timeout.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX / 2).max(1));
         // On a task of its own: a caller who goes away does not leave the exec without a reader.
-        let exec =
-            tokio::spawn(async move { shim.exec(ExecSync { exec_id: exec_id.to_string(), args, timeout_ms }).await });
+        let exec = async move { shim.exec(ExecSync { exec_id: exec_id.to_string(), args, timeout_ms }).await };
+        let exec = tokio::spawn(exec.in_current_span());
         let result = match exec.await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => return Err(self.shim_failed(id, act, error).await),

@@ -8,11 +8,14 @@ use std::{
 };
 
 use keelson_api::{ContainerId, SandboxId};
-use tokio::sync::mpsc;
 
 use crate::{
     container::ContainerView,
-    sandbox::{SandboxView, spec::SandboxKey, task::Command},
+    sandbox::{
+        SandboxView,
+        spec::SandboxKey,
+        task::queue::{Commands, Queue},
+    },
     shim_client::ShimClient,
     stats::slot::Slot,
 };
@@ -23,7 +26,7 @@ pub(crate) const QUEUE: usize = 64;
 /// A sandbox as others reach it.
 pub(crate) struct SandboxEntry {
     pub(crate) id: SandboxId,
-    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) commands: Commands,
     view: RwLock<Option<Arc<SandboxView>>>,
     /// Reads the cgroup of all its containers.
     pub(crate) stats: Slot,
@@ -52,7 +55,7 @@ pub(crate) struct Table(RwLock<Maps>);
 /// What a key stands for.
 pub(crate) enum Claim {
     /// Nothing yet: it is the caller's now.
-    New(Arc<SandboxEntry>, mpsc::Receiver<Command>),
+    New(Arc<SandboxEntry>, Queue),
     /// This sandbox.
     Taken(Arc<SandboxEntry>),
 }
@@ -110,7 +113,7 @@ impl Table {
         if let Some(taken) = maps.keys.get(key).and_then(|id| maps.sandboxes.get(id)) {
             return Claim::Taken(Arc::clone(taken));
         }
-        let (commands, receiver) = mpsc::channel(QUEUE);
+        let (commands, receiver) = Commands::new(QUEUE);
         let entry =
             Arc::new(SandboxEntry { id: id.clone(), commands, view: RwLock::default(), stats: Slot::default() });
         maps.keys.insert(key.clone(), id.clone());

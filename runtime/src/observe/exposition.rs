@@ -110,7 +110,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::observe::Histogram;
+    use crate::observe::number::Histogram;
 
     #[test]
     fn a_page_reads_as_the_format_has_it() {

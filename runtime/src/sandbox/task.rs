@@ -7,6 +7,7 @@ mod containers;
 mod exits;
 mod lifecycle;
 pub(crate) mod member;
+pub(crate) mod queue;
 mod tell;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -14,11 +15,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use keelson_api::{ContainerId, ExitRecord, SandboxId, shim};
 use keelson_imageservice::Image;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     task::{JoinError, JoinSet},
 };
+use tracing::Span;
 
-use self::member::Member;
+use self::{
+    member::Member,
+    queue::{Queue, Works},
+};
 use super::{
     SandboxError, create, holder,
     release::Failures,
@@ -48,6 +53,8 @@ pub(crate) enum Command {
     StopContainer(ContainerId, u64, Reply<(), ContainerError>),
     RemoveContainer(ContainerId, Reply<(), ContainerError>),
     Update(ContainerId, Box<Resources>, Reply<(), ContainerError>),
+    /// Say that the task is there.
+    Probe(oneshot::Sender<()>),
     /// Compare with the kernel.
     Reconcile,
     /// End when what is under way is done.
@@ -70,6 +77,12 @@ pub(crate) enum Done {
     Probed(ContainerId, Result<Result<shim::State, shim::Exit>, ShimError>),
 }
 
+/// What wakes the task.
+enum Event {
+    Done(Result<Done, JoinError>),
+    Asked(Command),
+}
+
 /// Who waits for the sandbox itself.
 #[derive(Default)]
 struct Waiting {
@@ -82,14 +95,16 @@ struct Waiting {
 pub(crate) struct Task {
     shared: Arc<Shared>,
     entry: Arc<SandboxEntry>,
-    commands: mpsc::Receiver<Command>,
+    commands: Queue,
     record: SandboxRecord,
     spec: Arc<SandboxSpec>,
     members: BTreeMap<ContainerId, Member>,
     holder: Option<Arc<ShimClient>>,
     waiting: Waiting,
+    /// Of the call that made it, until it has begun.
+    origin: Span,
     /// Ends by itself; awaited when the daemon drains.
-    work: JoinSet<Done>,
+    work: Works,
     /// May last for ever; dropped when the daemon drains.
     watches: JoinSet<Done>,
     /// A release of what the kernel holds is under way.
@@ -101,12 +116,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        entry: Arc<SandboxEntry>,
-        commands: mpsc::Receiver<Command>,
-        record: SandboxRecord,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, entry: Arc<SandboxEntry>, commands: Queue, record: SandboxRecord) -> Self {
         let spec = Arc::new(record.spec.clone());
         Self {
             shared,
@@ -117,7 +127,8 @@ impl Task {
             members: BTreeMap::new(),
             holder: None,
             waiting: Waiting::default(),
-            work: JoinSet::new(),
+            origin: Span::none(),
+            work: Works::default(),
             watches: JoinSet::new(),
             releasing: false,
             removing: false,
@@ -128,6 +139,7 @@ impl Task {
 
     /// Somebody waits for the sandbox to be made.
     pub(crate) fn answer_to(&mut self, reply: Reply<SandboxId, SandboxError>) {
+        self.origin = Span::current();
         self.waiting.run.push(reply);
     }
 
@@ -150,18 +162,27 @@ impl Task {
 
     /// Lives until the sandbox is gone or the daemon drains.
     pub(crate) async fn run(mut self) {
-        self.begin();
-        self.advance();
-        while !self.ended() {
-            tokio::select! {
-                Some(done) = self.work.join_next() => self.finish(done),
-                Some(done) = self.watches.join_next() => self.finish(done),
-                command = self.commands.recv(), if !self.draining => match command {
-                    Some(command) => self.handle(command),
-                    None => self.draining = true,
-                },
-            }
+        std::mem::replace(&mut self.origin, Span::none()).in_scope(|| {
+            self.begin();
             self.advance();
+        });
+        while !self.ended() {
+            let (span, event) = tokio::select! {
+                Some((span, done)) = self.work.join_next() => (span, Event::Done(done)),
+                Some(done) = self.watches.join_next() => (Span::none(), Event::Done(done)),
+                asked = self.commands.recv(), if !self.draining => match asked {
+                    Some((span, command)) => (span, Event::Asked(command)),
+                    None => (Span::none(), Event::Asked(Command::Drain)),
+                },
+            };
+            // What follows from a call, or from the end of its work, is told in its span.
+            span.in_scope(|| {
+                match event {
+                    Event::Done(done) => self.finish(done),
+                    Event::Asked(command) => self.handle(command),
+                }
+                self.advance();
+            });
         }
     }
 
@@ -230,6 +251,10 @@ impl Task {
             Command::StopContainer(id, grace_ms, reply) => self.stop_container(&id, grace_ms, reply),
             Command::RemoveContainer(id, reply) => self.remove_container(&id, reply),
             Command::Update(id, resources, reply) => self.update_container(&id, &resources, reply),
+            Command::Probe(reply) => {
+                // Who asked may have lost patience.
+                let _ = reply.send(());
+            }
             Command::Reconcile => self.reconcile(),
             Command::Drain => self.draining = true,
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use keelson_api::ContainerId;
 use keelson_imageservice::Image;
+use tracing::Instrument as _;
 
 use super::{Done, Member, Reply, Task, answer, tell::reached};
 use crate::{
@@ -251,7 +252,7 @@ impl Task {
         }
         for (id, shim) in ask {
             match shim {
-                Some(shim) => drop(self.work.spawn(async move { Done::Probed(id, shim.state().await) })),
+                Some(shim) => self.work.spawn(async move { Done::Probed(id, shim.state().await) }),
                 None => self.kill(&id),
             }
         }
@@ -286,10 +287,10 @@ impl Task {
     /// A stop with a long grace must not hold up the end of the daemon: its shim goes on alone.
     fn work_or_watch(&mut self, grace_ms: u64, work: impl Future<Output = Done> + Send + 'static) {
         if grace_ms == 0 {
-            self.work.spawn(work)
+            self.work.spawn(work);
         } else {
-            self.watches.spawn(work)
-        };
+            self.watches.spawn(work.in_current_span());
+        }
     }
 
     /// What recovery left for the task to do.

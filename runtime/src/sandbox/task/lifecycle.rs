@@ -104,7 +104,7 @@ impl Task {
     pub(super) fn release(&mut self, pause: Duration) {
         self.releasing = true;
         if let Some(holder) = self.holder.take() {
-            self.work.spawn(async move {
+            self.work.spawn_behind(behind(&self.record), async move {
                 holder::stop(&holder).await;
                 Done::HolderGone
             });
@@ -112,10 +112,10 @@ impl Task {
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let work = async move { Done::Released(teardown(&shared, record, pause, release::kernel).await) };
         if pause.is_zero() {
-            self.work.spawn(work)
+            self.work.spawn_behind(behind(&self.record), work);
         } else {
-            self.watches.spawn(work)
-        };
+            self.watches.spawn(work);
+        }
     }
 
     pub(super) fn released(&mut self, result: Result<(), Failures>) {
@@ -149,10 +149,10 @@ impl Task {
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let work = async move { Done::Removed(teardown(&shared, record, pause, release::everything).await) };
         if pause.is_zero() {
-            self.work.spawn(work)
+            self.work.spawn_behind(behind(&self.record), work);
         } else {
-            self.watches.spawn(work)
-        };
+            self.watches.spawn(work);
+        }
     }
 
     pub(super) fn removed(&mut self, result: Result<(), Failures>) {
@@ -218,6 +218,11 @@ impl Task {
     pub(super) fn answer_remove(&mut self, result: impl Fn() -> Result<(), SandboxError>) {
         std::mem::take(&mut self.waiting.remove).into_iter().for_each(|reply| answer(reply, result()));
     }
+}
+
+/// The span of what goes on when the caller has its answer.
+fn behind(record: &SandboxRecord) -> tracing::Span {
+    tracing::debug_span!(parent: None, "teardown", sandbox = %record.id)
 }
 
 /// One piece of teardown work on the bounded queue.
