@@ -27,6 +27,8 @@ mod image_remove;
 mod image_status;
 mod image_view;
 mod info;
+mod metric_descriptors;
+mod metrics;
 mod resource;
 mod rpc;
 mod runtime_config;
@@ -34,6 +36,7 @@ mod runtime_status;
 mod runtime_update;
 mod runtime_version;
 mod sandbox_list;
+mod sandbox_list_metrics;
 mod sandbox_list_stats;
 mod sandbox_remove;
 mod sandbox_run;
@@ -167,6 +170,10 @@ service! {
         pod_sandbox_stats "PodSandboxStats" (PodSandboxStatsRequest) -> PodSandboxStatsResponse = sandbox_stats;
         list_pod_sandbox_stats "ListPodSandboxStats" (ListPodSandboxStatsRequest)
             -> ListPodSandboxStatsResponse = sandbox_list_stats;
+        list_metric_descriptors "ListMetricDescriptors" (ListMetricDescriptorsRequest)
+            -> ListMetricDescriptorsResponse = metric_descriptors;
+        list_pod_sandbox_metrics "ListPodSandboxMetrics" (ListPodSandboxMetricsRequest)
+            -> ListPodSandboxMetricsResponse = sandbox_list_metrics;
         update_runtime_config "UpdateRuntimeConfig" (UpdateRuntimeConfigRequest)
             -> UpdateRuntimeConfigResponse = runtime_update;
     }
@@ -179,6 +186,8 @@ service! {
             -> StreamContainerStatsResponse = container_list_stats;
         stream_pod_sandbox_stats "StreamPodSandboxStats" (StreamPodSandboxStatsRequest)
             -> StreamPodSandboxStatsResponse = sandbox_list_stats;
+        stream_pod_sandbox_metrics "StreamPodSandboxMetrics" (StreamPodSandboxMetricsRequest)
+            -> StreamPodSandboxMetricsResponse = sandbox_list_metrics;
     }
     not_built {
         exec "Exec" (ExecRequest) -> v1::ExecResponse,
@@ -189,12 +198,6 @@ service! {
             "checkpoints";
         checkpoint_pod "CheckpointPod" (CheckpointPodRequest) -> v1::CheckpointPodResponse, "checkpoints";
         restore_pod "RestorePod" (RestorePodRequest) -> v1::RestorePodResponse, "checkpoints";
-        list_metric_descriptors "ListMetricDescriptors" (ListMetricDescriptorsRequest)
-            -> v1::ListMetricDescriptorsResponse, "metrics; use ListContainerStats";
-        list_pod_sandbox_metrics "ListPodSandboxMetrics" (ListPodSandboxMetricsRequest)
-            -> v1::ListPodSandboxMetricsResponse, "metrics; use ListContainerStats";
-        stream_pod_sandbox_metrics "StreamPodSandboxMetrics" (StreamPodSandboxMetricsRequest)
-            -> BoxStream<v1::StreamPodSandboxMetricsResponse>, "metrics; use ListContainerStats";
         update_pod_sandbox_resources "UpdatePodSandboxResources" (UpdatePodSandboxResourcesRequest)
             -> v1::UpdatePodSandboxResourcesResponse,
             "being told of a pod's limits; kubelet has set them on the pod's cgroup itself";

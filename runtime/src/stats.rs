@@ -3,14 +3,18 @@
 //! Plain data here; the reading, in the files below, runs on the blocking pool of the daemon.
 //! Owns nothing; the open files of a cgroup belong to its entry in the table. Must never touch a path of a container's own filesystem.
 
+pub(crate) mod detail;
+mod process;
 pub(crate) mod read;
 pub(crate) mod slot;
 mod traffic;
 
 use std::{path::PathBuf, sync::Arc};
 
+pub use detail::{ContainerDetail, Counted, Device, Filesystem, SandboxDetail};
 pub use keelson_network::Traffic;
-pub use keelson_shim::cgroup::{Average, Pressure};
+pub use keelson_shim::cgroup::{Average, DeviceIo, HugepageStats, MemoryStats, Pressure, Stats as Counts, SwapStats};
+pub use process::Processes;
 
 use crate::{container::ContainerView, sandbox::SandboxView};
 

@@ -100,6 +100,8 @@ const BUILT: &[(&str, Code)] = &[
     ("ListContainerStats", Code::Ok),
     ("PodSandboxStats", Code::InvalidArgument),
     ("ListPodSandboxStats", Code::Ok),
+    ("ListMetricDescriptors", Code::Ok),
+    ("ListPodSandboxMetrics", Code::Ok),
     ("ListImages", Code::Ok),
     ("ImageStatus", Code::InvalidArgument),
     ("PullImage", Code::InvalidArgument),
@@ -111,6 +113,7 @@ const BUILT: &[(&str, Code)] = &[
     ("StreamContainers", Code::Ok),
     ("StreamContainerStats", Code::Ok),
     ("StreamPodSandboxStats", Code::Ok),
+    ("StreamPodSandboxMetrics", Code::Ok),
     ("StreamImages", Code::Ok),
 ];
 

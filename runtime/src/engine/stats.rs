@@ -11,7 +11,7 @@ use super::{Engine, shared::Shared};
 use crate::{
     container::ContainerError,
     sandbox::SandboxError,
-    stats::{ContainerStats, SandboxStats, read},
+    stats::{ContainerStats, Counted, SandboxDetail, SandboxStats, detail, read},
 };
 
 /// What is not read by then is left out: kubelet asks again in ten seconds.
@@ -44,6 +44,17 @@ impl Engine {
     /// What each of these sandboxes uses now, in their order; one that is gone meanwhile is left out.
     pub async fn sandbox_stats_of(&self, ids: Vec<SandboxId>) -> Vec<SandboxStats> {
         self.gather(move |shared, tell| read::sandboxes(shared, &ids, tell)).await
+    }
+
+    /// Everything about each of these sandboxes and their running containers, in their order; one that is gone is left out.
+    pub async fn details_of(&self, ids: Vec<SandboxId>) -> Vec<SandboxDetail> {
+        self.gather(move |shared, tell| detail::sandboxes(shared, &ids, tell)).await
+    }
+
+    /// What this host counts at all.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        detail::counted()
     }
 
     /// Takes what `work` tells until it ends or patience does. Work that is stuck in the kernel keeps its turn, and its thread,

@@ -135,6 +135,24 @@ impl Hierarchies {
         }
     }
 
+    /// Whether a container's time lost to pressure is counted: in the cgroup2 mount, by a kernel that has not been told not to.
+    pub fn counts_pressure(&self) -> bool {
+        self.unified.is_some() && rustix::fs::access("/proc/pressure/cpu", rustix::fs::Access::EXISTS).is_ok()
+    }
+
+    /// Whether every container's huge pages are counted. Beside v1 controllers the cgroup2 mount is for grouping processes, and
+    /// has the controller only where a limit needed it.
+    pub fn counts_hugepages(&self) -> bool {
+        let here =
+            self.v1(Controller::Hugetlb).is_some() || (self.mode() == Mode::V2 && self.offers(Controller::Hugetlb));
+        here && !super::hugepage_sizes().is_empty()
+    }
+
+    /// Whether the most that was in use of them is kept: by v1 only.
+    pub fn keeps_hugepage_peaks(&self) -> bool {
+        self.counts_hugepages() && self.v1(Controller::Hugetlb).is_some()
+    }
+
     /// The cgroup2 mount point.
     pub(super) fn unified(&self) -> Option<&str> {
         self.unified.as_deref()
