@@ -5,6 +5,9 @@
 //!
 //! A shim is started as `keelson-shim serve --id ID` with its run directory as working directory and one end of a connected
 //! socket pair as stdin; it listens on [`SOCKET_FILE`] there for later daemons. Several daemons may be connected at once.
+//!
+//! A session ([`Call::OpenExec`], [`Call::Attach`]) is answered twice: by [`Outcome::Streams`], whose descriptors travel with the
+//! first byte of its frame (SCM_RIGHTS), and at its end by [`Outcome::Exec`] or [`Outcome::Detached`]. It ends with its connection.
 
 pub mod frame;
 
@@ -26,7 +29,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub seq: u64,
     /// What to do.
-    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17")]
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 17")]
     pub call: Option<Call>,
 }
 
@@ -66,6 +69,15 @@ pub enum Call {
     /// Hold every process, or let all go on. Held processes go on by themselves when the connection that asked for it ends.
     #[prost(message, tag = "17")]
     Pause(Pause),
+    /// Run a process in the container with streams of the daemon's own. A session.
+    #[prost(message, tag = "10")]
+    OpenExec(OpenExec),
+    /// Give the daemon the init's streams, beside the log and whoever else is attached. A session.
+    #[prost(message, tag = "11")]
+    Attach(Attach),
+    /// End a session of this connection: kill everything an exec started, detach an attach. Unknown ones have ended: done.
+    #[prost(message, tag = "12")]
+    EndSession(EndSession),
 }
 
 /// Shim to daemon.
@@ -75,7 +87,7 @@ pub struct Reply {
     #[prost(uint64, tag = "1")]
     pub seq: u64,
     /// How it went.
-    #[prost(oneof = "Outcome", tags = "2, 3, 4, 5, 6, 10")]
+    #[prost(oneof = "Outcome", tags = "2, 3, 4, 5, 6, 7, 8, 10")]
     pub outcome: Option<Outcome>,
 }
 
@@ -91,7 +103,7 @@ pub enum Outcome {
     /// To `Launch`, `Start` and `State`.
     #[prost(message, tag = "4")]
     State(State),
-    /// To `ExecSync`.
+    /// To `ExecSync`; to `OpenExec` when its process has ended (without output).
     #[prost(message, tag = "5")]
     Exec(ExecResult),
     /// To `Stop`, and to `State` of an ended container.
@@ -100,6 +112,12 @@ pub enum Outcome {
     /// To `Checkpoint`.
     #[prost(message, tag = "10")]
     Checkpointed(Checkpointed),
+    /// To `OpenExec` and `Attach`, first: the streams.
+    #[prost(message, tag = "7")]
+    Streams(Streams),
+    /// To `Attach`, at its end.
+    #[prost(message, tag = "8")]
+    Detached(Detached),
 }
 
 /// See [`Call::Launch`].
@@ -312,6 +330,82 @@ pub struct Pause {
     /// Hold; else let go.
     #[prost(bool, tag = "1")]
     pub on: bool,
+}
+
+/// See [`Call::OpenExec`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OpenExec {
+    /// Id of this exec: names its cgroup.
+    #[prost(string, tag = "1")]
+    pub exec_id: String,
+    /// Arguments; the rest (user, env, cwd, capabilities, seccomp) is as the container's own process.
+    #[prost(string, repeated, tag = "2")]
+    pub args: Vec<String>,
+    /// A terminal of the container's devpts instead of pipes; the next three are without meaning then.
+    #[prost(bool, tag = "3")]
+    pub terminal: bool,
+    /// A pipe to standard input; without it, /dev/null.
+    #[prost(bool, tag = "4")]
+    pub stdin: bool,
+    /// A pipe from standard output; without it, /dev/null.
+    #[prost(bool, tag = "5")]
+    pub stdout: bool,
+    /// A pipe from standard error; without it, /dev/null.
+    #[prost(bool, tag = "6")]
+    pub stderr: bool,
+    /// Height of the terminal in characters; 0: not known.
+    #[prost(uint32, tag = "7")]
+    pub rows: u32,
+    /// Width of the terminal in characters; 0: not known.
+    #[prost(uint32, tag = "8")]
+    pub columns: u32,
+}
+
+/// See [`Call::Attach`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Attach {
+    /// The writing end of standard input, when there is one (left).
+    #[prost(bool, tag = "1")]
+    pub stdin: bool,
+    /// What is said on standard output from now on; of a terminal, everything.
+    #[prost(bool, tag = "2")]
+    pub stdout: bool,
+    /// What is said on standard error from now on; of a terminal, nothing.
+    #[prost(bool, tag = "3")]
+    pub stderr: bool,
+}
+
+/// See [`Call::EndSession`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct EndSession {
+    /// The `seq` of the request that opened it.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+}
+
+/// Which descriptors come with this frame, in this order.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Streams {
+    /// A terminal's master: to write input to, to set the size of, and for an exec to read output from.
+    #[prost(bool, tag = "1")]
+    pub terminal: bool,
+    /// Writing end of a pipe, non-blocking.
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    /// Reading end of a pipe, non-blocking.
+    #[prost(bool, tag = "3")]
+    pub stdout: bool,
+    /// Reading end of a pipe, non-blocking.
+    #[prost(bool, tag = "4")]
+    pub stderr: bool,
+}
+
+/// How an attach session ended.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Detached {
+    /// The daemon did not read fast enough: the rest of the output is in the log alone.
+    #[prost(bool, tag = "1")]
+    pub fell_behind: bool,
 }
 
 /// Success without content.

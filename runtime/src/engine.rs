@@ -12,6 +12,7 @@ pub mod events;
 mod exec;
 mod open;
 mod sandboxes;
+mod sessions;
 pub(crate) mod shared;
 mod stats;
 mod status;
@@ -31,6 +32,7 @@ pub use exec::ExecOutput;
 pub use status::{EngineStatus, Features};
 
 use self::shared::{Shared, blocking};
+pub use crate::session::{AttachSession, AttachSpec, Detached, ExecSession, ExecSpec, Size, port::PortError};
 use crate::{reconcile, recover, sandbox::task::Command};
 
 /// How long `drain` waits for what is under way.

@@ -16,6 +16,7 @@ mod recover;
 pub mod resources;
 pub mod sandbox;
 mod seccomp;
+pub mod session;
 mod shim_client;
 pub mod socket;
 pub mod stats;

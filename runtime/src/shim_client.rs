@@ -4,14 +4,15 @@
 //! Must never wait without a deadline, nor believe a peer that is not root.
 
 pub(crate) mod error;
+pub(crate) mod pending;
+mod receive;
 pub(crate) mod spawn;
 
 use std::{
-    collections::HashMap,
     future::Future,
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,13 +20,13 @@ use std::{
 
 use keelson_api::{
     ExitRecord,
-    shim::{self, Call, Outcome, Reply, Request, frame},
+    shim::{self, Call, Outcome, Request, frame},
 };
 use rustix::fs::{CWD, Mode, OFlags};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
-    sync::oneshot,
+    io::AsyncWriteExt as _,
+    net::{UnixStream, unix::OwnedWriteHalf},
+    sync::{oneshot, watch},
     time::timeout,
 };
 use tracing::Instrument as _;
@@ -33,6 +34,7 @@ use tracing::Instrument as _;
 pub(crate) use error::ShimError;
 pub(crate) use spawn::Shims;
 
+use self::pending::{Ended, Pending, Waiter};
 use crate::{dirs::ContainerDir, observe::counters};
 
 /// A shim that has not answered by then is not going to.
@@ -41,8 +43,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 const QUICK: Duration = Duration::from_secs(5);
 /// Between the end of a grace or exec time limit and the answer: killing a big cgroup may take a while.
 const AFTER_KILL: Duration = Duration::from_secs(30);
-/// A buffer that an exec's output has grown is given back above this.
-const BUFFER_KEPT: usize = 64 * 1024;
 
 /// A connection to one shim.
 pub(crate) struct ShimClient {
@@ -52,21 +52,11 @@ pub(crate) struct ShimClient {
     pending: Arc<Pending>,
 }
 
-/// Who waits for which reply; `None`: the connection is over.
-struct Pending(Mutex<Option<HashMap<u64, oneshot::Sender<Outcome>>>>);
-
-impl Pending {
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Outcome>>>> {
-        // Nothing that can panic runs under this lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl ShimClient {
     /// A client on a connected stream, and the future that reads replies until the shim is gone.
     pub(crate) fn attach(id: &str, stream: UnixStream) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
         let (reader, writer) = stream.into_split();
-        let pending = Arc::new(Pending(Mutex::new(Some(HashMap::new()))));
+        let pending = Arc::new(Pending::new());
         let client = Self {
             id: id.to_owned(),
             writer: tokio::sync::Mutex::new(writer),
@@ -75,12 +65,11 @@ impl ShimClient {
         };
         let id = id.to_owned();
         let read = async move {
-            if let Err(error) = read_replies(reader, &pending).await {
+            if let Err(error) = receive::replies(reader, &pending).await {
                 counters().shim_protocol.one();
                 tracing::warn!(id, %error, "connection to shim dropped");
             }
-            // Everybody who waits learns that there will be no answer.
-            pending.lock().take();
+            pending.close();
         };
         (Arc::new(client), read)
     }
@@ -164,19 +153,44 @@ impl ShimClient {
         }
     }
 
+    /// Opens a session: `call` is `OpenExec` or `Attach`. To be run on a task of its own, like every request that must be sent whole.
+    pub(crate) async fn open(self: &Arc<Self>, act: &'static str, call: Call) -> Result<Session, ShimError> {
+        let span = tracing::debug_span!("shim", otel.name = act, act, container = self.id);
+        let opened = self.establish(act, call).instrument(span).await;
+        count(opened.as_ref().err());
+        opened
+    }
+
+    async fn establish(self: &Arc<Self>, act: &'static str, call: Call) -> Result<Session, ShimError> {
+        let gone = || ShimError::Gone { act, id: self.id.clone() };
+        let seq = self.next.fetch_add(1, Ordering::Relaxed);
+        let (first, opened) = oneshot::channel();
+        let (last, ended) = watch::channel(None);
+        if !self.pending.insert(seq, Waiter::Opening(first, last)) {
+            return Err(gone());
+        }
+        // From here on, whatever happens, the shim is told that nobody wants the session any more.
+        let handle = SessionHandle { act, seq, client: Arc::clone(self), runtime: tokio::runtime::Handle::current() };
+        let work = async {
+            self.send(act, seq, call).await?;
+            opened.await.map_err(|_| gone())
+        };
+        let (outcome, fds) = timeout(ANSWER, work)
+            .await
+            .unwrap_or_else(|_| Err(ShimError::Deadline { act, id: self.id.clone(), after: ANSWER }))?;
+        match self.unless_refused(act, outcome)? {
+            Outcome::Streams(streams) if receive::count(&streams) == fds.len() => {
+                Ok(Session { streams, fds, ended, handle })
+            }
+            other => Err(self.unexpected(act, &other)),
+        }
+    }
+
     /// The one door to a shim: every call has its span and is counted.
     async fn call(&self, act: &'static str, call: Call, deadline: Option<Duration>) -> Result<Outcome, ShimError> {
         let span = tracing::debug_span!("shim", otel.name = act, act, container = self.id);
         let outcome = self.exchange(act, call, deadline).instrument(span).await;
-        counters().shim_calls.one();
-        if let Err(error) = &outcome {
-            match error {
-                ShimError::Refused { .. } => counters().shim_refused.one(),
-                ShimError::Deadline { .. } => counters().shim_deadline.one(),
-                ShimError::Gone { .. } => counters().shim_gone.one(),
-                ShimError::TooLong { .. } | ShimError::Unexpected { .. } => counters().shim_protocol.one(),
-            }
-        }
+        count(outcome.as_ref().err());
         outcome
     }
 
@@ -184,16 +198,11 @@ impl ShimClient {
         let gone = || ShimError::Gone { act, id: self.id.clone() };
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
-        self.pending.lock().as_mut().ok_or_else(gone)?.insert(seq, sender);
+        if !self.pending.insert(seq, Waiter::Answer(sender)) {
+            return Err(gone());
+        }
         let work = async {
-            let bytes = frame::encode(&Request { seq, call: Some(call) });
-            if bytes.len() > frame::HEADER + frame::BODY_MAX {
-                return Err(ShimError::TooLong { act, id: self.id.clone(), bytes: bytes.len() });
-            }
-            if self.writer.lock().await.write_all(&bytes).await.is_err() {
-                // A reply may have come before the end; the reader tells.
-                tracing::debug!(id = self.id, act, "shim closed its socket");
-            }
+            self.send(act, seq, call).await?;
             receiver.await.map_err(|_| gone())
         };
         let outcome = match deadline {
@@ -202,12 +211,26 @@ impl ShimClient {
                 .unwrap_or_else(|_| Err(ShimError::Deadline { act, id: self.id.clone(), after })),
             None => work.await,
         };
-        if outcome.is_err()
-            && let Some(pending) = self.pending.lock().as_mut()
-        {
-            pending.remove(&seq);
+        if outcome.is_err() {
+            self.pending.forget(seq);
         }
-        match outcome? {
+        self.unless_refused(act, outcome?)
+    }
+
+    async fn send(&self, act: &'static str, seq: u64, call: Call) -> Result<(), ShimError> {
+        let bytes = frame::encode(&Request { seq, call: Some(call) });
+        if bytes.len() > frame::HEADER + frame::BODY_MAX {
+            return Err(ShimError::TooLong { act, id: self.id.clone(), bytes: bytes.len() });
+        }
+        if self.writer.lock().await.write_all(&bytes).await.is_err() {
+            // A reply may have come before the end; the reader tells.
+            tracing::debug!(id = self.id, act, "shim closed its socket");
+        }
+        Ok(())
+    }
+
+    fn unless_refused(&self, act: &'static str, outcome: Outcome) -> Result<Outcome, ShimError> {
+        match outcome {
             Outcome::Failed(failure) => {
                 Err(ShimError::Refused { act, id: self.id.clone(), failure: Box::new(failure) })
             }
@@ -223,9 +246,71 @@ impl ShimClient {
             Outcome::Exec(_) => "exec",
             Outcome::Exited(_) => "exited",
             Outcome::Checkpointed(_) => "checkpointed",
+            Outcome::Streams(_) => "streams",
+            Outcome::Detached(_) => "detached",
         };
         counters().shim_protocol.one();
         ShimError::Unexpected { act, id: self.id.clone(), answer }
+    }
+}
+
+/// A call has been made, and may have failed.
+fn count(error: Option<&ShimError>) {
+    counters().shim_calls.one();
+    match error {
+        None => {}
+        Some(ShimError::Refused { .. }) => counters().shim_refused.one(),
+        Some(ShimError::Deadline { .. }) => counters().shim_deadline.one(),
+        Some(ShimError::Gone { .. }) => counters().shim_gone.one(),
+        Some(ShimError::TooLong { .. } | ShimError::Unexpected { .. }) => counters().shim_protocol.one(),
+    }
+}
+
+/// An opened session.
+pub(crate) struct Session {
+    /// Which streams there are.
+    pub(crate) streams: shim::Streams,
+    /// Theirs, in the order of the fields of `streams`.
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Its end.
+    pub(crate) ended: Ended,
+    /// To end it by.
+    pub(crate) handle: SessionHandle,
+}
+
+/// Ends a session when it is dropped before the session's end.
+pub(crate) struct SessionHandle {
+    act: &'static str,
+    seq: u64,
+    client: Arc<ShimClient>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl SessionHandle {
+    /// Ends it: an exec and all it started are killed, an attach is detached. What has ended stays so.
+    pub(crate) fn end(&self) {
+        if !self.client.pending.waits(self.seq) {
+            return;
+        }
+        let (client, seq) = (Arc::clone(&self.client), self.seq);
+        self.runtime.spawn(async move {
+            let call = Call::EndSession(shim::EndSession { session: seq });
+            // A shim that is gone has ended it.
+            if let Err(error) = client.call("end session", call, Some(ANSWER)).await {
+                tracing::debug!(%error, "end session");
+            }
+        });
+    }
+
+    /// What its missing end means.
+    pub(crate) fn gone(&self) -> ShimError {
+        ShimError::Gone { act: self.act, id: self.client.id.clone() }
+    }
+}
+
+impl Drop for SessionHandle {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -238,27 +323,6 @@ pub(crate) fn record(exit: &shim::Exit) -> ExitRecord {
         started_at: exit.started_at,
         finished_at: exit.finished_at,
         oom_killed: exit.oom_killed,
-    }
-}
-
-async fn read_replies(mut reader: OwnedReadHalf, pending: &Pending) -> Result<(), frame::FrameError> {
-    let mut buffer: Vec<u8> = Vec::new();
-    loop {
-        while let Some((reply, used)) = frame::decode::<Reply>(&buffer)? {
-            buffer.drain(..used);
-            let waiting = pending.lock().as_mut().and_then(|waiting| waiting.remove(&reply.seq));
-            if let (Some(waiting), Some(outcome)) = (waiting, reply.outcome) {
-                // Who asked may have gone at its deadline.
-                let _ = waiting.send(outcome);
-            }
-        }
-        if buffer.is_empty() && buffer.capacity() > BUFFER_KEPT {
-            buffer = Vec::new();
-        }
-        match reader.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => return Ok(()),
-            Ok(_) => {}
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! Owns the run directory's socket, pid file and exit record, the daemon's connections, and the container.
 //! Must never need a daemon: without one it goes on; signals do not end it, only the container's end or a request does.
 
+mod attach;
 mod connection;
 mod container;
 mod criu;
@@ -16,7 +17,9 @@ mod phase;
 mod poller;
 mod record;
 mod requests;
+mod sessions;
 mod setup;
+mod streams;
 mod template;
 mod unheard;
 
@@ -29,6 +32,7 @@ use keelson_sys::pidfd::Exit;
 use keelson_sys::signalfd::SignalFd;
 use rustix::process::WaitOptions;
 
+use self::attach::Attach;
 use self::connection::{Closed, Connection};
 use self::container::Container;
 use self::exec::{Due, Exec};
@@ -67,6 +71,7 @@ struct Supervisor {
     last_id: u32,
     phase: Phase<Container>,
     execs: Vec<Exec>,
+    attached: Vec<Attach>,
     /// Leaf cgroups of finished execs that left processes running.
     lingering: Vec<Leaf>,
     /// When they are looked after next, and how long after that.
@@ -132,6 +137,7 @@ impl Supervisor {
                     exec.pump(stream, Instant::now());
                 }
             }
+            Token::Attach(id, stream) => self.unheard(id, stream),
         }
     }
 
@@ -214,16 +220,22 @@ impl Supervisor {
     }
 
     fn reply(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.reply_with(ticket, outcome, Vec::new());
+    }
+
+    /// Replies, and passes descriptors with it.
+    fn reply_with(&mut self, ticket: Ticket, outcome: Outcome, fds: Vec<std::os::fd::OwnedFd>) {
         // Whoever asked may have gone.
         let found = self.connections.iter_mut().find(|connection| connection.id == ticket.connection);
-        match found.map(|connection| connection.reply(ticket.seq, outcome)) {
+        match found.map(|connection| connection.reply(ticket.seq, outcome, fds)) {
             None => {}
             Some(Ok(())) => self.watch(ticket.connection),
             Some(Err(closed)) => self.hang_up(ticket.connection, &closed),
         }
     }
 
-    /// Forgets a connection. Nobody will hear what its execs say: they are killed. Everything else goes on.
+    /// Forgets a connection. Nobody will hear what its execs say: they are killed, and who is attached is detached.
+    /// Everything else goes on.
     fn hang_up(&mut self, id: u32, closed: &Closed) {
         if !matches!(closed, Closed::HungUp) {
             complain(closed);
@@ -235,15 +247,24 @@ impl Supervisor {
             exec.abandon(now);
         }
         self.forget_pause(id);
+        self.attached.retain(|attach| attach.ticket.connection != id);
     }
 
     fn pump(&mut self, stream: log::Stream) {
         let Some(container) = self.phase.container_mut() else { return };
         let log = &mut container.log;
-        let scratch = &mut self.scratch;
-        container
-            .outputs
-            .retain_mut(|output| output.stream != stream || output.pump(log.as_mut(), scratch) == Flow::Open);
+        container.outputs.retain_mut(|output| {
+            if output.stream != stream || output.pump(log.as_mut(), &mut self.attached, &mut self.scratch) == Flow::Open
+            {
+                return true;
+            }
+            // A daemon may have a copy of a terminal's master.
+            let _ = self.poller.remove(output.as_fd());
+            for attach in &mut self.attached {
+                attach.close(stream);
+            }
+            false
+        });
     }
 
     /// The next moment at which the clock alone asks for something.
@@ -266,6 +287,9 @@ impl Supervisor {
         self.settle_execs(now);
         self.expire_criu(now);
         self.repeat_stop_signal(now);
+        if !self.attached.is_empty() {
+            self.settle_attached(false);
+        }
         if let Phase::Stopping { end: End::Grace { kill_at: at, .. } | End::Killed { again_at: at }, .. } = &self.phase
             && *at <= now
         {

@@ -1,4 +1,5 @@
-use keelson_api::shim::{ExecResult, Exit, Failure, FailureKind, Phase, State};
+use keelson_api::shim::{ExecResult, Exit, Failure, FailureKind, Phase, Reply, State};
+use tokio::io::AsyncReadExt as _;
 
 use super::*;
 
@@ -97,7 +98,7 @@ async fn an_answer_to_another_question_is_an_error() {
 async fn a_shim_that_does_not_answer_is_not_waited_for_for_ever() {
     let client = pair(Box::new(|_| Some(Vec::new())));
     assert!(matches!(client.stop(15, 2_000).await, Err(ShimError::Deadline { .. })));
-    assert!(client.pending.lock().as_ref().unwrap().is_empty());
+    assert!(client.pending.is_empty());
 }
 
 #[tokio::test]
@@ -107,4 +108,77 @@ async fn a_process_that_ended_at_once_was_started() {
     }));
     let State { phase, started_at, .. } = client.start().await.unwrap();
     assert_eq!((phase, started_at), (i32::from(Phase::Stopped), 5));
+}
+
+/// A shim on a thread of its own that opens every session with the reading end of a pipe in which `hello` is.
+fn sessions(theirs: std::os::unix::net::UnixStream) -> std::thread::JoinHandle<Vec<Call>> {
+    use std::{io::IoSlice, io::Read as _, mem::MaybeUninit, os::fd::AsFd as _};
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+    std::thread::spawn(move || {
+        let (mut buffer, mut calls) = (Vec::new(), Vec::new());
+        loop {
+            while let Some((request, used)) = frame::decode::<Request>(&buffer).unwrap() {
+                buffer.drain(..used);
+                let Some(call) = request.call else { return calls };
+                let send = |outcome: Outcome, fds: &[std::os::fd::BorrowedFd<'_>]| {
+                    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                    if !fds.is_empty() {
+                        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+                    }
+                    let bytes = frame::encode(&reply(request.seq, outcome));
+                    rustix::net::sendmsg(&theirs, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::empty()).unwrap();
+                };
+                if let Call::OpenExec(_) = &call {
+                    let (reader, writer) = rustix::pipe::pipe().unwrap();
+                    rustix::io::write(&writer, b"hello").unwrap();
+                    let streams = shim::Streams { stdout: true, ..Default::default() };
+                    send(Outcome::Streams(streams), &[reader.as_fd()]);
+                    send(Outcome::Exec(ExecResult { exit_code: 3, ..Default::default() }), &[]);
+                } else if let Call::Attach(_) = &call {
+                    // Promises a stream and sends none.
+                    send(Outcome::Streams(shim::Streams { stdin: true, ..Default::default() }), &[]);
+                } else {
+                    send(Outcome::Done(shim::Done {}), &[]);
+                }
+                calls.push(call);
+            }
+            let mut chunk = [0; 4096];
+            match (&theirs).read(&mut chunk) {
+                Ok(0) | Err(_) => return calls,
+                Ok(count) => buffer.extend_from_slice(&chunk[..count]),
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_sessions_streams_come_with_its_first_answer_and_its_end_with_the_second() {
+    use std::io::Read as _;
+
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let (client, read) = ShimClient::attach("c1", UnixStream::from_std(ours).unwrap());
+    let reading = tokio::spawn(read);
+    let shim = sessions(theirs);
+    for _ in 0..3 {
+        let mut session = client.open("exec", Call::OpenExec(shim::OpenExec::default())).await.unwrap();
+        assert_eq!((session.fds.len(), session.streams.stdout), (1, true));
+        let mut said = String::new();
+        std::fs::File::from(session.fds.pop().unwrap()).read_to_string(&mut said).unwrap();
+        assert_eq!(said, "hello");
+        let end = session.ended.wait_for(Option::is_some).await.unwrap().clone();
+        assert!(matches!(end, Some(Outcome::Exec(ExecResult { exit_code: 3, .. }))));
+    }
+    // A promise that is not kept ends the session, and so does a caller who goes away.
+    let broken = client.open("attach", Call::Attach(shim::Attach::default())).await;
+    assert!(matches!(broken, Err(ShimError::Unexpected { answer: "streams", .. })));
+    client.state().await.unwrap_err();
+    reading.abort();
+    drop(client);
+    let calls = tokio::task::spawn_blocking(move || shim.join().unwrap()).await.unwrap();
+    let ends = calls.iter().filter(|call| matches!(call, Call::EndSession(_))).count();
+    assert_eq!(ends, 1, "{calls:?}");
 }

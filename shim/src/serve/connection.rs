@@ -4,18 +4,22 @@
 //! Must never read on while the peer does not take its replies, and never outlive one malformed frame.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use keelson_api::shim::frame::{self, FrameError};
 use keelson_api::shim::{Outcome, Reply, Request};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use super::poller::Interest;
 
 /// Replies waiting for the peer beyond this many bytes: its requests are not read.
 const BACKLOG: usize = 256 * 1024;
+/// Most descriptors that one reply carries.
+const FDS: usize = 4;
 /// Bytes asked of the socket at once.
 const CHUNK: usize = 8 * 1024;
 
@@ -24,10 +28,17 @@ pub(super) struct Connection {
     pub(super) id: u32,
     socket: OwnedFd,
     input: Vec<u8>,
-    output: VecDeque<Vec<u8>>,
+    output: VecDeque<Outgoing>,
     /// Bytes of `output[0]` that are sent.
     sent: usize,
     pub(super) interest: Interest,
+}
+
+/// A reply that the peer has not taken yet.
+struct Outgoing {
+    frame: Vec<u8>,
+    /// Travel with the first byte; empty afterwards.
+    fds: Vec<OwnedFd>,
 }
 
 /// Why a connection ends.
@@ -65,7 +76,8 @@ impl Connection {
             }
             self.input.reserve(CHUNK);
             match rustix::io::read(&self.socket, spare_capacity(&mut self.input)) {
-                Ok(0) => return Err(Closed::HungUp),
+                // The second: with replies that it has not read.
+                Ok(0) | Err(Errno::CONNRESET) => return Err(Closed::HungUp),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     if self.input.is_empty() {
@@ -80,26 +92,29 @@ impl Connection {
 
     /// Whether the peer takes its replies, so that its next request may be read.
     pub(super) fn keeps_up(&self) -> bool {
-        self.output.iter().map(Vec::len).sum::<usize>() - self.sent <= BACKLOG
+        self.output.iter().map(|reply| reply.frame.len()).sum::<usize>() - self.sent <= BACKLOG
     }
 
-    /// Queues a reply and sends what the socket takes.
-    pub(super) fn reply(&mut self, seq: u64, outcome: Outcome) -> Result<(), Closed> {
-        self.output.push_back(frame::encode(&Reply { seq, outcome: Some(outcome) }));
+    /// Queues a reply and the descriptors that go with it, at most [`FDS`], and sends what the socket takes.
+    pub(super) fn reply(&mut self, seq: u64, outcome: Outcome, fds: Vec<OwnedFd>) -> Result<(), Closed> {
+        self.output.push_back(Outgoing { frame: frame::encode(&Reply { seq, outcome: Some(outcome) }), fds });
         self.flush()
     }
 
     /// Sends what the socket takes.
     pub(super) fn flush(&mut self) -> Result<(), Closed> {
-        while let Some(first) = self.output.front() {
-            let rest = first.get(self.sent..).unwrap_or_default();
+        while let Some(first) = self.output.front_mut() {
+            let rest = first.frame.get(self.sent..).unwrap_or_default();
             if rest.is_empty() {
                 self.output.pop_front();
                 self.sent = 0;
                 continue;
             }
-            match rustix::net::send(&self.socket, rest, SendFlags::NOSIGNAL) {
-                Ok(sent) => self.sent += sent,
+            match send(&self.socket, rest, &first.fds) {
+                Ok(sent) => {
+                    self.sent += sent;
+                    first.fds = Vec::new();
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Closed::HungUp),
@@ -120,6 +135,19 @@ impl Connection {
     pub(super) fn wanted(&self) -> Interest {
         Interest { read: self.keeps_up(), write: !self.output.is_empty() }
     }
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8], fds: &[OwnedFd]) -> rustix::io::Result<usize> {
+    if fds.is_empty() {
+        return rustix::net::send(socket, bytes, SendFlags::NOSIGNAL);
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::TOOMANYREFS);
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
 }
 
 #[cfg(test)]
@@ -171,8 +199,8 @@ mod tests {
     fn a_slow_peer_is_not_read_from_until_it_has_taken_its_replies() {
         let (mut peer, mut connection) = pair();
         let exec = ExecResult { stdout: vec![7; 3 << 20], ..ExecResult::default() };
-        connection.reply(1, Outcome::Exec(exec)).unwrap();
-        connection.reply(2, Outcome::Done(Done {})).unwrap();
+        connection.reply(1, Outcome::Exec(exec), Vec::new()).unwrap();
+        connection.reply(2, Outcome::Done(Done {}), Vec::new()).unwrap();
         assert_eq!(connection.wanted(), Interest { read: false, write: true });
         let reader = std::thread::spawn(move || {
             let mut bytes = vec![0; 3 << 20];

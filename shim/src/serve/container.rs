@@ -6,18 +6,17 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use keelson_api::shim::{Failure, FailureKind, Launch, Stdio};
+use keelson_api::shim::{Failure, FailureKind, Launch};
 use keelson_shim::launch::{
-    self, ChildStdio, CreateRequest, Created, ExecRequest, ExecTarget, Execed, Gate, ImageVolume, OverlayRootfs,
+    self, CreateRequest, Created, ExecRequest, ExecTarget, Execed, Gate, ImageVolume, OverlayRootfs,
 };
 use keelson_shim::spec::Spec;
-use rustix::fs::{Mode, OFlags};
 use rustix::io;
-use rustix::pipe::PipeFlags;
 
 use super::failure;
-use super::log::{DEFAULT_MAX, Log, Stream};
+use super::log::{Log, Stream};
 use super::output::Output;
+use super::streams::{InitStreams, Ours, Wanted, max_line, nonblocking};
 use super::template::Template;
 use crate::owner;
 
@@ -34,15 +33,19 @@ pub(super) struct Container {
     pub(super) log: Option<Log>,
     /// Streams that have not come to their end.
     pub(super) outputs: Vec<Output>,
-    /// Writing end of the init's stdin, held open for attach.
-    _stdin: Option<OwnedFd>,
+    stdin: Stdin,
 }
 
-/// Both ends of the standard streams.
-struct Streams {
-    child: ChildStdio,
-    outputs: Vec<Output>,
-    stdin: Option<OwnedFd>,
+/// The way into the init.
+enum Stdin {
+    /// None, or used up.
+    Closed,
+    /// Writing end of a pipe.
+    Pipe(OwnedFd),
+    /// Writing end of a pipe that goes to the first who asks, and ends with it.
+    PipeOnce(OwnedFd),
+    /// The terminal's master, which is the output.
+    Terminal,
 }
 
 impl Container {
@@ -58,7 +61,7 @@ impl Container {
                 Log::open(Path::new(path)).map_err(|error| failure("open log", path, FailureKind::System, &error))?,
             ),
         };
-        let streams = Streams::open(call.stdio.as_ref(), &spec)
+        let streams = InitStreams::open(call.stdio.as_ref(), &spec)
             .map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
         let overlay = call.overlay.map(|overlay| OverlayRootfs {
             lower: overlay.lower.into_iter().map(PathBuf::from).collect(),
@@ -100,13 +103,19 @@ impl Container {
         })
         .map_err(|error| Failure::from(&error))?;
         let mut outputs = streams.outputs;
+        let once = call.stdio.as_ref().is_some_and(|stdio| stdio.stdin_once);
+        let mut stdin = match streams.stdin {
+            None => Stdin::Closed,
+            Some(writer) if once => Stdin::PipeOnce(writer),
+            Some(writer) => Stdin::Pipe(writer),
+        };
         if let Some(master) = created.terminal.take() {
-            let max_line = max_line(call.stdio.as_ref());
             if let Err(errno) = nonblocking(&master) {
                 undo(&created);
                 return Err(failure("use terminal", "", FailureKind::System, &errno));
             }
-            outputs.push(Output::new(Stream::Stdout, master, max_line));
+            stdin = Stdin::Terminal;
+            outputs.push(Output::new(Stream::Stdout, master, max_line(call.stdio.as_ref())));
         }
         let target = created.exec_target(&spec).map_err(|error| {
             undo(&created);
@@ -122,7 +131,7 @@ impl Container {
             owner,
             log,
             outputs,
-            _stdin: streams.stdin,
+            stdin,
         })
     }
 
@@ -138,27 +147,55 @@ impl Container {
         self.created.start().map_err(|error| Failure::from(&error))
     }
 
-    /// Runs `args` as the init's user, with its environment, rights and limits; returns it with its output's reading ends.
-    pub(super) fn exec(&self, exec_id: &str, args: Vec<String>) -> Result<(Execed, OwnedFd, OwnedFd), Failure> {
+    /// Runs `args` as the init's user, with its environment, rights and limits; returns it with our ends of its streams.
+    pub(super) fn exec(&self, exec_id: &str, args: Vec<String>, wanted: Wanted) -> Result<(Execed, Ours), Failure> {
         let Some(template) = &self.template else {
             return Err(failure("exec", exec_id, FailureKind::State, &NoProcess));
         };
         let (process, env) =
-            template.unfold(args).map_err(|error| failure("exec", exec_id, FailureKind::System, &error))?;
-        let streams = || -> io::Result<_> { Ok((null()?, pipe(self.owner)?, pipe(self.owner)?)) };
-        let (stdin, stdout, stderr) =
-            streams().map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
-        let execed = launch::exec(ExecRequest {
+            template.unfold(args, wanted).map_err(|error| failure("exec", exec_id, FailureKind::System, &error))?;
+        let (stdio, mut ours) = wanted
+            .open(self.owner)
+            .map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
+        let mut execed = launch::exec(ExecRequest {
             target: &self.target,
             process: &process,
             env: (!env.is_empty()).then_some(env.as_slice()),
             exec_id,
             seccomp: (!self.seccomp.is_empty()).then_some(&self.seccomp),
             clamp_oom_score: self.clamp_oom_score,
-            stdio: ChildStdio::Fds { stdin, stdout: stdout.1, stderr: stderr.1 },
+            stdio,
         })
         .map_err(|error| Failure::from(&error))?;
-        Ok((execed, stdout.0, stderr.0))
+        ours.terminal = execed.terminal.take();
+        if let Some(Err(errno)) = ours.terminal.as_ref().map(nonblocking) {
+            let _ = execed.leaf.kill();
+            return Err(failure("use terminal", "", FailureKind::System, &errno));
+        }
+        Ok((execed, ours))
+    }
+
+    /// A way into the init for an attach session: its terminal in any case (it has a size), or the pipe to its stdin.
+    pub(super) fn enter(&mut self, stdin: bool) -> io::Result<Ours> {
+        match &self.stdin {
+            Stdin::Terminal => {
+                let master = self.outputs.first().map(|output| rustix::io::fcntl_dupfd_cloexec(output.as_fd(), 3));
+                Ok(Ours { terminal: master.transpose()?, ..Ours::default() })
+            }
+            Stdin::Pipe(writer) if stdin => {
+                Ok(Ours { stdin: Some(rustix::io::fcntl_dupfd_cloexec(writer, 3)?), ..Ours::default() })
+            }
+            Stdin::PipeOnce(_) if stdin => match std::mem::replace(&mut self.stdin, Stdin::Closed) {
+                Stdin::PipeOnce(writer) => Ok(Ours { stdin: Some(writer), ..Ours::default() }),
+                Stdin::Closed | Stdin::Pipe(_) | Stdin::Terminal => Ok(Ours::default()),
+            },
+            Stdin::Closed | Stdin::Pipe(_) | Stdin::PipeOnce(_) => Ok(Ours::default()),
+        }
+    }
+
+    /// Whether more may come on this stream.
+    pub(super) fn speaks(&self, stream: Stream) -> bool {
+        self.outputs.iter().any(|output| output.stream == stream)
     }
 
     /// Sends a signal to the init, or to every process. Processes that have ended meanwhile are no failure.
@@ -195,31 +232,6 @@ impl Container {
     }
 }
 
-impl Streams {
-    fn open(stdio: Option<&Stdio>, spec: &Spec) -> io::Result<Streams> {
-        let Some(stdio) = stdio else {
-            let child = ChildStdio::Fds { stdin: null()?, stdout: null()?, stderr: null()? };
-            return Ok(Streams { child, outputs: Vec::new(), stdin: None });
-        };
-        if stdio.terminal {
-            return Ok(Streams { child: ChildStdio::Terminal, outputs: Vec::new(), stdin: None });
-        }
-        let owner = owner::on_host(spec.process.as_ref(), spec);
-        let max_line = max_line(Some(stdio));
-        let (stdout, stderr) = (pipe(owner)?, pipe(owner)?);
-        let (stdin, held) = if stdio.stdin {
-            let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-            give(&reader, owner)?;
-            (reader, Some(writer))
-        } else {
-            (null()?, None)
-        };
-        let outputs =
-            vec![Output::new(Stream::Stdout, stdout.0, max_line), Output::new(Stream::Stderr, stderr.0, max_line)];
-        Ok(Streams { child: ChildStdio::Fds { stdin, stdout: stdout.1, stderr: stderr.1 }, outputs, stdin: held })
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 #[error("the built-in init takes no further processes")]
 struct NoProcess;
@@ -253,34 +265,4 @@ fn seccomp(compiled: Vec<u8>, spec: &Spec) -> Result<Vec<u8>, Failure> {
             .map_err(|error| failure("compile seccomp profile", "", FailureKind::Invalid, &error)),
         Some(_) | None => Ok(compiled),
     }
-}
-
-fn max_line(stdio: Option<&Stdio>) -> usize {
-    match stdio.map_or(0, |stdio| stdio.max_line) {
-        0 => DEFAULT_MAX,
-        length => usize::try_from(length).unwrap_or(DEFAULT_MAX),
-    }
-}
-
-/// A pipe whose reading end is ours; the writing end can be opened again through /dev/stdout by its owner.
-fn pipe(owner: (u32, u32)) -> io::Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    nonblocking(&reader)?;
-    give(&writer, owner)?;
-    Ok((reader, writer))
-}
-
-fn give(fd: &OwnedFd, (uid, gid): (u32, u32)) -> io::Result<()> {
-    if (uid, gid) == (0, 0) {
-        return Ok(());
-    }
-    rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
-}
-
-fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
-    rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | OFlags::NONBLOCK)
-}
-
-fn null() -> io::Result<OwnedFd> {
-    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }

@@ -82,12 +82,13 @@ impl Supervisor {
         if let Some(container) = self.phase.container_mut() {
             let log = &mut container.log;
             for output in &mut container.outputs {
-                if output.pump(log.as_mut(), scratch) == Flow::Open {
+                if output.pump(log.as_mut(), &mut self.attached, scratch) == Flow::Open {
                     output.finish(log.as_mut(), scratch);
                 }
             }
             container.outputs.clear();
         }
+        self.settle_attached(true);
         for exec in std::mem::take(&mut self.execs) {
             let (ticket, result, leaf) = exec.finish();
             self.reply(ticket, Outcome::Exec(result));

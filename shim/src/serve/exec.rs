@@ -1,4 +1,5 @@
-//! One ExecSync: a process added to the container, its output collected, its end or its timeout told once.
+//! One exec: a process added to the container, its end told once. Of an ExecSync the output is collected and its timeout kept; the
+//! streams of an opened exec are the daemon's, and none of its bytes come here.
 //! Runs in the shim's only thread. A session ends when its process has ended and both pipes are at their end; when something else
 //! still holds a pipe (a background child), after [`QUIET`] without output, and after [`LONGEST_DRAIN`] in any case.
 //! Owns the reading ends, what was read, and the exec's leaf cgroup. After a timeout everything in the leaf is killed; after a
@@ -69,12 +70,12 @@ pub(super) enum Due {
 }
 
 impl Exec {
-    /// A started process with the reading ends of its output.
+    /// A started process with the reading ends of what is collected of its output.
     pub(super) fn new(
         id: u32,
         ticket: Ticket,
         process: (i32, Leaf),
-        outputs: (OwnedFd, OwnedFd),
+        outputs: (Option<OwnedFd>, Option<OwnedFd>),
         until: Option<Instant>,
     ) -> Exec {
         Exec {
@@ -178,8 +179,8 @@ struct Capture {
 }
 
 impl Capture {
-    fn new(source: OwnedFd) -> Capture {
-        Capture { source: Some(source), bytes: Vec::new(), truncated: false }
+    fn new(source: Option<OwnedFd>) -> Capture {
+        Capture { source, bytes: Vec::new(), truncated: false }
     }
 
     /// Reads for one turn; true when there was something.
@@ -230,7 +231,7 @@ mod tests {
     fn piped() -> (OwnedFd, Capture) {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK).unwrap();
-        (writer, Capture::new(reader))
+        (writer, Capture::new(Some(reader)))
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
+use super::attach::Attach;
 use super::log::{Log, Prefix, Splitter, Stream};
 use crate::clock;
 
@@ -91,8 +92,8 @@ impl Output {
         self.source.as_fd()
     }
 
-    /// One turn: reads what is there, up to a bound, and logs it. Without a log the output is discarded.
-    pub(super) fn pump(&mut self, mut log: Option<&mut Log>, scratch: &mut Scratch) -> Flow {
+    /// One turn: reads what is there, up to a bound, logs it, and passes it on to whoever is attached.
+    pub(super) fn pump(&mut self, mut log: Option<&mut Log>, attached: &mut [Attach], scratch: &mut Scratch) -> Flow {
         for _ in 0..TURN {
             scratch.ready(Instant::now());
             let got = match rustix::io::read(&self.source, spare_capacity(&mut scratch.input)) {
@@ -108,6 +109,9 @@ impl Output {
                     return Flow::Ended;
                 }
             };
+            for attach in attached.iter_mut() {
+                attach.take(self.stream, &scratch.input);
+            }
             if let Some(log) = log.as_deref_mut() {
                 let moment = clock::now();
                 let prefix = Prefix::new(self.stream, moment);
@@ -171,11 +175,11 @@ mod tests {
         let mut log = Log::open(&path).unwrap();
         let (writer, mut output) = piped(16 * 1024);
         let mut scratch = Scratch::default();
-        assert_eq!(output.pump(Some(&mut log), &mut scratch), Flow::Open);
+        assert_eq!(output.pump(Some(&mut log), &mut [], &mut scratch), Flow::Open);
         let block = format!("{}\n", "y".repeat(99)).repeat(640);
         for _ in 0..3 {
             assert_eq!(rustix::io::write(&writer, block.as_bytes()).unwrap(), block.len());
-            while output.pump(Some(&mut log), &mut scratch) == Flow::Open
+            while output.pump(Some(&mut log), &mut [], &mut scratch) == Flow::Open
                 && rustix::io::ioctl_fionread(&output.source).unwrap() > 0
             {}
         }
@@ -184,8 +188,8 @@ mod tests {
         assert!(!output.wide && scratch.release() && scratch.input.capacity() == 0);
         rustix::io::write(&writer, b"last words").unwrap();
         drop(writer);
-        assert_eq!(output.pump(Some(&mut log), &mut scratch), Flow::Open);
-        assert_eq!(output.pump(Some(&mut log), &mut scratch), Flow::Ended);
+        assert_eq!(output.pump(Some(&mut log), &mut [], &mut scratch), Flow::Open);
+        assert_eq!(output.pump(Some(&mut log), &mut [], &mut scratch), Flow::Ended);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 3 * 640 + 1);
         assert!(text.ends_with(" stdout P last words\n"));
@@ -196,7 +200,7 @@ mod tests {
         let (writer, mut output) = piped(10);
         let mut scratch = Scratch::default();
         rustix::io::write(&writer, b"unheard\n").unwrap();
-        assert_eq!(output.pump(None, &mut scratch), Flow::Open);
+        assert_eq!(output.pump(None, &mut [], &mut scratch), Flow::Open);
         assert_eq!(rustix::io::ioctl_fionread(&output.source).unwrap(), 0);
     }
 }

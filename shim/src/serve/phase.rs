@@ -65,6 +65,9 @@ pub(super) enum Step {
     /// Nothing to do any more; answer at the end.
     AwaitEnd,
     Exec,
+    Attach,
+    /// End a session, if it has not ended by itself.
+    EndSession,
     ReopenLog,
     /// Write the processes to files.
     Checkpoint,
@@ -128,13 +131,20 @@ pub(super) fn decide<C>(phase: &Phase<C>, call: &Call, now: Instant) -> Result<S
             Ending { .. } | Ended { .. } => Err(Denied::Ended),
         },
         Call::Stop(stop) => decide_stop(phase, stop, now),
-        Call::ExecSync(_) => match phase {
+        Call::ExecSync(_) | Call::OpenExec(_) => match phase {
             Empty => Err(Denied::NotLaunched),
             Created { .. } => Err(Denied::NotStarted),
             Running { .. } | Stopping { end: End::Grace { .. }, .. } => Ok(Step::Exec),
             Stopping { end: End::Killed { .. }, .. } => Err(Denied::Stopping),
             Ending { .. } | Ended { .. } => Err(Denied::Ended),
         },
+        // Who is attached before the start misses nothing.
+        Call::Attach(_) => match phase {
+            Empty => Err(Denied::NotLaunched),
+            Created { .. } | Running { .. } | Stopping { .. } => Ok(Step::Attach),
+            Ending { .. } | Ended { .. } => Err(Denied::Ended),
+        },
+        Call::EndSession(_) => Ok(Step::EndSession),
         Call::ReopenLog(_) => match phase {
             Empty => Err(Denied::NotLaunched),
             Created { .. } | Running { .. } | Stopping { .. } | Ending { .. } => Ok(Step::ReopenLog),

@@ -22,8 +22,10 @@ pub(super) enum Token {
     Connection(u32),
     /// The container's own output.
     Output(Stream),
-    /// The output of an exec session.
+    /// The output of an ExecSync.
     Exec(u32, Stream),
+    /// Nobody reads this stream of an attach session any more.
+    Attach(u32, Stream),
 }
 
 /// What to wait for.
@@ -35,6 +37,8 @@ pub(super) struct Interest {
 
 impl Interest {
     pub(super) const READ: Interest = Interest { read: true, write: false };
+    /// Only what comes unasked: the other side has gone.
+    pub(super) const NONE: Interest = Interest { read: false, write: false };
 
     fn flags(self) -> epoll::EventFlags {
         let mut flags = epoll::EventFlags::empty();
@@ -60,6 +64,11 @@ impl Poller {
 
     pub(super) fn modify(&self, fd: impl AsFd, token: Token, interest: Interest) -> io::Result<()> {
         epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token.encode()), interest.flags())
+    }
+
+    /// Forgets a descriptor of which others may have copies: those would keep it in the set.
+    pub(super) fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        epoll::delete(&self.epoll, fd)
     }
 
     /// What has become ready; nothing after `timeout`. Without one it waits for ever.
@@ -91,6 +100,8 @@ impl Token {
             Token::Output(Stream::Stderr) => (5, 0),
             Token::Exec(id, Stream::Stdout) => (6, id),
             Token::Exec(id, Stream::Stderr) => (7, id),
+            Token::Attach(id, Stream::Stdout) => (8, id),
+            Token::Attach(id, Stream::Stderr) => (9, id),
         };
         kind << 32 | u64::from(id)
     }
@@ -105,6 +116,8 @@ impl Token {
             5 => Token::Output(Stream::Stderr),
             6 => Token::Exec(id, Stream::Stdout),
             7 => Token::Exec(id, Stream::Stderr),
+            8 => Token::Attach(id, Stream::Stdout),
+            9 => Token::Attach(id, Stream::Stderr),
             _ => return None,
         })
     }
@@ -125,6 +138,8 @@ mod tests {
             Token::Output(Stream::Stderr),
             Token::Exec(u32::MAX, Stream::Stdout),
             Token::Exec(0, Stream::Stderr),
+            Token::Attach(3, Stream::Stdout),
+            Token::Attach(3, Stream::Stderr),
         ] {
             let poller = Poller::new().unwrap();
             poller.add(&reader, token, Interest::READ).unwrap();

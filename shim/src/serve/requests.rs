@@ -13,6 +13,7 @@ use super::exec::Exec;
 use super::log::Stream;
 use super::phase::{Denied, End, Phase, Step, decide};
 use super::poller::{Interest, Token};
+use super::streams::Wanted;
 use super::unheard::{self, Unheard};
 use super::{Farewell, Supervisor, TIDY, Ticket, failure};
 use crate::clock;
@@ -33,6 +34,12 @@ impl Supervisor {
             (Ok(Step::Restore), Some(Call::Restore(call))) => self.restore(ticket, call, now).map(|()| None),
             (Ok(Step::Pause), Some(Call::Pause(pause))) => {
                 self.pause(ticket, pause.on).map(|()| Some(Outcome::Done(Done {})))
+            }
+            (Ok(Step::Exec), Some(Call::OpenExec(exec))) => self.open_exec(ticket, exec).map(|()| None),
+            (Ok(Step::Attach), Some(Call::Attach(attach))) => self.attach(ticket, &attach).map(|()| None),
+            (Ok(Step::EndSession), Some(Call::EndSession(session))) => {
+                self.end_session(ticket.connection, &session, now);
+                Ok(Some(Outcome::Done(Done {})))
             }
             (Ok(Step::ReopenLog), _) => self.reopen_log().map(|()| Some(Outcome::Done(Done {}))),
             (Ok(Step::Tell | Step::TellExit), _) => Ok(Some(self.state())),
@@ -131,11 +138,11 @@ impl Supervisor {
         let Some(container) = self.phase.container() else { return Ok(()) };
         let exec_id: ExecId =
             call.exec_id.parse().map_err(|error| failure("exec", &call.exec_id, FailureKind::Invalid, &error))?;
-        let (execed, stdout, stderr) = container.exec(exec_id.as_str(), call.args)?;
+        let (execed, ours) = container.exec(exec_id.as_str(), call.args, Wanted::COLLECTED)?;
         let until =
             (call.timeout_ms > 0).then(|| now + Duration::from_millis(call.timeout_ms.min(u64::from(u32::MAX))));
         let id = self.next_id();
-        let exec = Exec::new(id, ticket, (execed.pid, execed.leaf), (stdout, stderr), until);
+        let exec = Exec::new(id, ticket, (execed.pid, execed.leaf), (ours.stdout, ours.stderr), until);
         for stream in [Stream::Stdout, Stream::Stderr] {
             let added =
                 exec.output(stream).map_or(Ok(()), |fd| self.poller.add(fd, Token::Exec(id, stream), Interest::READ));
@@ -182,7 +189,9 @@ fn refused(call: Option<&Call>, denied: Denied) -> Failure {
         Some(Call::State(_)) => "tell state",
         Some(Call::Signal(_)) => "send signal",
         Some(Call::Stop(_)) => "stop",
-        Some(Call::ExecSync(_)) => "exec",
+        Some(Call::ExecSync(_) | Call::OpenExec(_)) => "exec",
+        Some(Call::Attach(_)) => "attach",
+        Some(Call::EndSession(_)) => "end session",
         Some(Call::ReopenLog(_)) => "reopen log",
         Some(Call::Delete(_)) => "delete",
         Some(Call::Checkpoint(_)) => "checkpoint",

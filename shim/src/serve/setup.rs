@@ -63,6 +63,7 @@ pub(super) fn supervisor(id: &str) -> Result<Supervisor, ServeError> {
         last_id: 0,
         phase: Phase::Empty,
         execs: Vec::new(),
+        attached: Vec::new(),
         lingering: Vec::new(),
         sweep_at: std::time::Instant::now(),
         sweep_pause: super::FIRST_SWEEP,

@@ -3,8 +3,8 @@
 //! Owns a temporary folder, a cgroup name and a shim process; all are gone when a test's container says so.
 //! Must never touch what it did not make.
 
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::io::Write as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use keelson_api::ExitRecord;
 use keelson_api::shim::{self, Call, Launch, Outcome, Reply, Request, Start, State, Stop, frame};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::{Value, json};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -24,6 +25,7 @@ pub(crate) struct Node {
     shim: Child,
     daemon: Option<UnixStream>,
     input: Vec<u8>,
+    fds: Vec<OwnedFd>,
     seq: u64,
 }
 
@@ -37,6 +39,7 @@ pub(crate) struct LaunchOptions {
     pub(crate) args: Vec<String>,
     pub(crate) terminal: bool,
     pub(crate) stdin: bool,
+    pub(crate) stdin_once: bool,
     pub(crate) builtin_init: bool,
     pub(crate) pid_namespace: bool,
     pub(crate) user: u32,
@@ -49,6 +52,7 @@ impl LaunchOptions {
             args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
             terminal: false,
             stdin: false,
+            stdin_once: false,
             builtin_init: false,
             pid_namespace: true,
             user: 0,
@@ -86,7 +90,7 @@ impl Node {
             .stderr(std::fs::File::create(folder.path().join("shim.log")).unwrap())
             .spawn()
             .unwrap();
-        Node { folder, shim, daemon: Some(daemon), input: Vec::new(), seq: 0 }
+        Node { folder, shim, daemon: Some(daemon), input: Vec::new(), fds: Vec::new(), seq: 0 }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -111,10 +115,31 @@ impl Node {
                 return (reply.seq, reply.outcome.unwrap());
             }
             let mut chunk = vec![0; 1 << 20];
-            let got = self.daemon.as_mut().unwrap().read(&mut chunk).unwrap();
-            assert!(got > 0, "the shim hung up; its log: {}", self.file("shim.log"));
-            self.input.extend_from_slice(&chunk[..got]);
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let socket = self.daemon.as_ref().unwrap();
+            let mut parts = [std::io::IoSliceMut::new(&mut chunk)];
+            let got = rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap();
+            assert!(got.bytes > 0, "the shim hung up; its log: {}", self.file("shim.log"));
+            for message in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    self.fds.extend(fds);
+                }
+            }
+            self.input.extend_from_slice(&chunk[..got.bytes]);
         }
+    }
+
+    /// The reply with this number; it must be the next.
+    pub(crate) fn receive_of(&mut self, seq: u64) -> Outcome {
+        let (replied, outcome) = self.receive();
+        assert_eq!(replied, seq, "{outcome:?}");
+        outcome
+    }
+
+    /// The descriptors that have come.
+    pub(crate) fn take_fds(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.fds)
     }
 
     pub(crate) fn call(&mut self, call: Call) -> Outcome {
@@ -191,6 +216,7 @@ impl Container {
             stdio: Some(shim::Stdio {
                 log_path: node.path("logs/0.log").to_str().unwrap().to_owned(),
                 stdin: options.stdin,
+                stdin_once: options.stdin_once,
                 terminal: options.terminal,
                 ..shim::Stdio::default()
             }),
@@ -317,7 +343,10 @@ pub(crate) fn busybox_root(rootfs: &Path) {
         std::fs::create_dir_all(rootfs.join(folder)).unwrap();
     }
     std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).expect("busybox (package busybox-static)");
-    for applet in ["sh", "sleep", "echo", "head", "tail", "tr", "cat", "true", "setsid", "kill", "test", "id", "ls"] {
+    for applet in [
+        "sh", "sleep", "echo", "head", "tail", "tr", "cat", "true", "setsid", "kill", "test", "id", "ls", "stty",
+        "yes", "env",
+    ] {
         std::fs::hard_link(rootfs.join("bin/busybox"), rootfs.join("bin").join(applet)).unwrap();
     }
 }

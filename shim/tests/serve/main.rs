@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod harness;
+mod sessions;
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;

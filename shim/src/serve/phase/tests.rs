@@ -1,4 +1,6 @@
-use keelson_api::shim::{Delete, ExecSync, GetState, Launch, ReopenLog, Signal, Start, Stop};
+use keelson_api::shim::{
+    Attach, Delete, EndSession, ExecSync, GetState, Launch, OpenExec, ReopenLog, Signal, Start, Stop,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -27,7 +29,7 @@ fn all_phases(now: Instant) -> Vec<Phase<()>> {
 #[test]
 fn each_state_takes_what_it_can() {
     let now = Instant::now();
-    let table: [(Call, [Result<Step, Denied>; 7]); 7] = {
+    let table: [(Call, [Result<Step, Denied>; 7]); 10] = {
         use Denied as D;
         use Step as S;
         [
@@ -83,6 +85,31 @@ fn each_state_takes_what_it_can() {
                     Err(D::Ended),
                 ],
             ),
+            (
+                Call::OpenExec(OpenExec::default()),
+                [
+                    Err(D::NotLaunched),
+                    Err(D::NotStarted),
+                    Ok(S::Exec),
+                    Ok(S::Exec),
+                    Err(D::Stopping),
+                    Err(D::Ended),
+                    Err(D::Ended),
+                ],
+            ),
+            (
+                Call::Attach(Attach::default()),
+                [
+                    Err(D::NotLaunched),
+                    Ok(S::Attach),
+                    Ok(S::Attach),
+                    Ok(S::Attach),
+                    Ok(S::Attach),
+                    Err(D::Ended),
+                    Err(D::Ended),
+                ],
+            ),
+            (Call::EndSession(EndSession::default()), [Ok(S::EndSession); 7]),
             (
                 Call::ReopenLog(ReopenLog {}),
                 [
@@ -196,7 +223,8 @@ proptest! {
                     Ok(Step::Pause) => prop_assert!(matches!(rank(&phase), 1..=4)),
                     Ok(Step::TellExit) => prop_assert_eq!(rank(&phase), 6),
                     Ok(Step::AwaitEnd) => prop_assert!(matches!(rank(&phase), 4 | 5)),
-                    Ok(Step::Tell | Step::Signal | Step::ReopenLog | Step::End) | Err(_) => {}
+                    Ok(Step::Tell | Step::Signal | Step::Attach | Step::EndSession | Step::ReopenLog | Step::End)
+                    | Err(_) => {}
                 },
             }
             prop_assert!(rank(&phase) >= before, "{before} to {}", rank(&phase));
