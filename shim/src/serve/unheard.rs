@@ -1,8 +1,9 @@
-//! A stop signal that an init cannot hear yet, kept until it can.
+//! A stop signal that an init has not heard, kept until it can.
 //! The kernel drops a signal for the init of a PID namespace that has no handler for it (pid_namespaces(7)). A container that is stopped
 //! right after its start is in the middle of installing one: the signal would be lost and the whole grace period waited out.
 //! Pure but for reading `/proc`; runs in the shim's only thread. Owns the time of the next look.
-//! Must never lead to a signal being delivered twice: a second SIGTERM means "at once" to many programs.
+//! Must never lead to a signal being delivered twice: a second SIGTERM means "at once" to many programs. So the signal is always sent
+//! first and looked after then: a program that takes signals by sigtimedwait(2) has taken it, and never shows a handler.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// A signal that has not been sent.
+/// A signal that was dropped.
 #[derive(Debug)]
 pub(super) struct Unheard {
     pub(super) signal: i32,
@@ -30,12 +31,12 @@ impl Unheard {
     }
 }
 
-/// Whether the kernel would drop `signal` for this process. What cannot be read is not deaf: the signal is sent.
-pub(super) fn is_deaf(pid: i32, signal: i32) -> bool {
+/// Whether the kernel has dropped `signal`, sent just before, for want of a handler. What cannot be read has heard it.
+pub(super) fn was_dropped(pid: i32, signal: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| drops(&status, signal))
 }
 
-/// As [`is_deaf`], from the text of proc_pid_status(5).
+/// As [`was_dropped`], from the text of proc_pid_status(5).
 fn drops(status: &str, signal: i32) -> bool {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let is_init = field("NSpid:").and_then(|pids| pids.split_whitespace().last()) == Some("1");
