@@ -6,6 +6,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 mod check;
@@ -32,6 +33,7 @@ pub struct Config {
     pub traces: Traces,
     pub images: Images,
     pub network: Network,
+    pub streaming: Streaming,
     pub cgroup: CgroupDriver,
     pub containers: Containers,
 }
@@ -116,6 +118,15 @@ pub enum Subnet<A> {
     Off,
     /// This network; the address has no host bits.
     Fixed { address: A, prefix: u8 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Streaming {
+    pub address: SocketAddr,
+    /// Certificate chain and key, PEM files.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    pub idle_timeout: Duration,
+    pub creation_timeout: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use super::CliError;
 use crate::{
     config::{self, Config, Nofile},
     engine::{CgroupDriver, EngineConfig, Rlimit},
+    streaming::StreamingConfig,
 };
 
 const SHIM: &str = "keelson-shim";
@@ -76,6 +77,16 @@ pub(super) fn images(config: &Config) -> keelson_imageservice::Config {
         },
         max_concurrent_downloads: images.max_concurrent_downloads,
         ..defaults
+    }
+}
+
+pub(super) fn streaming(config: &Config) -> StreamingConfig {
+    let streaming = &config.streaming;
+    StreamingConfig {
+        address: streaming.address,
+        tls: streaming.tls.clone(),
+        idle_timeout: streaming.idle_timeout,
+        creation_timeout: streaming.creation_timeout,
     }
 }
 

@@ -6,19 +6,21 @@ use std::{
     fmt::Display,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
 
 use sha2::{Digest as _, Sha256};
 
 use super::{
     CgroupDriver, Config, Containers, DefaultSeccomp, Images, Log, LogFormat, LogLevel, Metrics, Network, Nofile,
-    Overrides, Platform, SOCKET_PATH_MAX, Subnet, Traces,
-    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork, RawTraces},
+    Overrides, Platform, SOCKET_PATH_MAX, Streaming, Subnet, Traces,
+    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork, RawStreaming, RawTraces},
 };
 
 const DEFAULT_ROOT: &str = "/var/lib/keelson";
 const DEFAULT_STATE: &str = "/run/keelson";
 const DEFAULT_HOSTS_DIR: &str = "/etc/keelson/certs.d";
+const DEFAULT_STREAMING: &str = "127.0.0.1:0";
 const DEFAULT_BRIDGE: &str = "keelson0";
 
 /// A value that makes no sense, and what would.
@@ -58,6 +60,7 @@ pub(super) fn check(raw: Raw, overrides: &Overrides) -> Result<Config, Bad> {
         traces: traces(raw.traces)?,
         images: images(raw.images)?,
         network: network(raw.network, &root)?,
+        streaming: streaming(raw.streaming)?,
         cgroup: word("cgroup.driver", raw.cgroup.driver.as_deref(), CgroupDriver::Auto, &DRIVERS)?,
         containers: containers(&raw.containers)?,
         root,
@@ -221,6 +224,28 @@ fn network(raw: RawNetwork, root: &Path) -> Result<Network, Bad> {
                 _ => return Err(bad("network.mtu", mtu, "want auto, or 1280 to 65535")),
             },
         },
+    })
+}
+
+fn streaming(raw: RawStreaming) -> Result<Streaming, Bad> {
+    let address = raw.address.unwrap_or_else(|| DEFAULT_STREAMING.to_owned());
+    let want = "want an address and a port, such as 127.0.0.1:0 (any free port) or [::1]:10010";
+    let pem = |key, file: Option<String>| match file.as_deref() {
+        None | Some("") => Ok(None),
+        Some(_) => path(key, None, file, "").map(Some),
+    };
+    let tls = match (pem("streaming.tls_cert", raw.tls_cert)?, pem("streaming.tls_key", raw.tls_key)?) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        (Some(_), None) => return Err(bad("streaming.tls_cert", "set", "needs streaming.tls_key too")),
+        (None, Some(_)) => return Err(bad("streaming.tls_key", "set", "needs streaming.tls_cert too")),
+    };
+    let seconds = |key, value, default| at_least_one(key, value, default).map(Duration::from_secs);
+    Ok(Streaming {
+        address: address.parse().map_err(|_| bad("streaming.address", &address, want))?,
+        tls,
+        idle_timeout: seconds("streaming.idle_timeout", raw.idle_timeout, 4 * 60 * 60)?,
+        creation_timeout: seconds("streaming.creation_timeout", raw.creation_timeout, 30)?,
     })
 }
 

@@ -16,6 +16,7 @@ pub(super) struct Raw {
     pub(super) traces: RawTraces,
     pub(super) images: RawImages,
     pub(super) network: RawNetwork,
+    pub(super) streaming: RawStreaming,
     pub(super) cgroup: RawCgroup,
     pub(super) containers: RawContainers,
 }
@@ -60,6 +61,16 @@ pub(super) struct RawNetwork {
     pub(super) ipv4: Option<String>,
     pub(super) ipv6: Option<String>,
     pub(super) mtu: Option<AutoOr>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawStreaming {
+    pub(super) address: Option<String>,
+    pub(super) tls_cert: Option<String>,
+    pub(super) tls_key: Option<String>,
+    pub(super) idle_timeout: Option<u64>,
+    pub(super) creation_timeout: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::spdy::{Closed, Input, StreamReader, StreamWriter};
+use super::spdy::{Closed, Input, ResetStatus, StreamReader, StreamWriter};
 
 /// What a client sends on one channel.
 pub enum Reader {
@@ -58,6 +58,15 @@ impl Writer {
         match self {
             Writer::Spdy(writer) => writer.finish().await,
             Writer::WebSocket { .. } => Ok(()),
+        }
+    }
+}
+
+impl Writer {
+    /// Ends a stream that nobody asked for, or a second of its kind.
+    pub(super) async fn refuse(&self) {
+        if let Writer::Spdy(writer) = self {
+            let _ = writer.reset(ResetStatus::Refused).await;
         }
     }
 }

@@ -1,41 +1,51 @@
 //! One SPDY/3.1 connection as its server: streams that the client opens, each with headers, input and output.
-//! Two tokio tasks per connection, reader and writer, owned by the [`Session`]; both end with it. Owns the connection.
-//! Must let one stream's reset end that stream only, and bound what it holds. Flow control is TCP's: the clients of this
-//! protocol (kubelet, crictl, kubectl) neither send window updates nor wait for them.
+//! One tokio task per connection, owned by the [`Session`], reads and writes it; streams talk to it through bounded queues.
+//! Must let one stream's reset end that stream only, and bound what it holds whatever a client sends or leaves unread.
 
+mod connection;
 mod dictionary;
 pub mod frame;
 mod header;
+mod window;
 
-use std::collections::HashMap;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::mpsc,
+    io::{AsyncRead, AsyncWrite},
+    sync::{OwnedSemaphorePermit, mpsc},
     task::JoinSet,
 };
 
-use frame::{Decoder, Encoder, Frame};
 pub use header::Headers;
+use window::Windows;
 
-/// Streams that may be open at once on one connection: a port-forward of a busy browser needs two per request.
-const STREAMS_MAX: usize = 2048;
-/// Pieces of input that wait for one slow stream before the connection is read no further.
-const INPUT_PIECES: usize = 64;
-const OUTPUT_PIECES: usize = 32;
+/// Pieces of output that wait for the connection, for all streams together.
+const OUTPUT_PIECES: usize = 8;
 /// Longest data frame we send, bytes.
 const DATA_MAX: usize = 64 * 1024;
+/// Bytes that must have been consumed before the client is told that it may send more: half of a window.
+const CREDIT: u32 = 32 * 1024;
 
 /// The status of a reset stream (draft 3.1, section 2.6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResetStatus {
+    /// Not as the protocol has it.
+    Protocol = 1,
     /// Not accepted, nothing was done.
     Refused = 3,
     /// No longer wanted.
     Cancel = 5,
     /// A failure of ours.
     Internal = 6,
+    /// A window grew beyond what is allowed.
+    FlowControl = 7,
 }
 
 /// What comes in on a stream.
@@ -49,14 +59,39 @@ pub enum Input {
     Reset,
 }
 
+/// Something for the connection to write.
 enum Output {
     Reply(u32),
-    Data { stream: u32, bytes: Bytes, fin: bool },
+    Data {
+        stream: u32,
+        bytes: Bytes,
+        fin: bool,
+    },
     Control(Vec<u8>),
+    /// No more streams.
+    GoAway,
+}
+
+/// Input of one stream that waits to be taken, and its share of the connection's memory.
+struct Piece {
+    input: Input,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// What a connection's streams share.
+#[derive(Default)]
+struct Flow {
+    windows: Windows,
+    /// Bytes consumed, or discarded, that the client was not given back for the whole connection yet.
+    credit: AtomicU32,
+    /// The number of the newest stream.
+    last: AtomicU32,
 }
 
 /// A stream that the client opened.
 pub struct Stream {
+    /// Its number: odd, growing.
+    pub id: u32,
     /// Its headers, names in lower case.
     pub headers: Headers,
     /// What the client sends.
@@ -67,20 +102,24 @@ pub struct Stream {
 
 /// The receiving half of a stream.
 pub struct StreamReader {
-    input: mpsc::Receiver<Input>,
+    stream: u32,
+    input: mpsc::Receiver<Piece>,
+    output: mpsc::Sender<Output>,
+    flow: Arc<Flow>,
+    credit: u32,
     over: bool,
 }
 
-/// The sending half of a stream; clones send on the same stream.
-#[derive(Clone)]
+/// The sending half of a stream.
 pub struct StreamWriter {
     stream: u32,
     output: mpsc::Sender<Output>,
+    flow: Arc<Flow>,
 }
 
-/// The connection is gone.
+/// The stream or the connection is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("send on stream: the connection is closed")]
+#[error("send on stream: it is closed")]
 pub struct Closed;
 
 impl Stream {
@@ -92,25 +131,65 @@ impl Stream {
 }
 
 impl StreamReader {
-    /// The next input; after [`Input::End`] or [`Input::Reset`] always [`Input::Reset`].
+    /// The next input; after [`Input::Reset`] always that. Asking for the next says that the last is consumed. Cancel-safe.
     pub async fn next(&mut self) -> Input {
         if self.over {
             return Input::Reset;
         }
-        let input = self.input.recv().await.unwrap_or(Input::Reset);
-        self.over = matches!(input, Input::Reset);
+        let piece = loop {
+            let due = self.credit >= CREDIT || self.flow.credit.load(Ordering::Relaxed) >= CREDIT;
+            tokio::select! {
+                biased;
+                piece = self.input.recv() => break piece,
+                // Never a reason to wait: a client that takes no output may still be waiting to send.
+                permit = self.output.reserve(), if due => match permit {
+                    Ok(permit) => permit.send(credit_due(self.stream, &mut self.credit, &self.flow)),
+                    Err(_) => break None,
+                },
+            }
+        };
+        let input = piece.map_or(Input::Reset, |piece| piece.input);
+        if let Input::Data(bytes) = &input {
+            let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            self.credit = self.credit.saturating_add(length);
+            self.flow.credit.fetch_add(length, Ordering::Relaxed);
+        }
+        self.over = input == Input::Reset;
         input
     }
 }
 
+/// Gives back what was consumed: the stream's first, then the connection's.
+fn credit_due(stream: u32, credit: &mut u32, flow: &Flow) -> Output {
+    let of_stream = *credit >= CREDIT;
+    let more = if of_stream { std::mem::take(credit) } else { flow.credit.swap(0, Ordering::Relaxed) };
+    Output::Control(frame::window(if of_stream { stream } else { 0 }, more))
+}
+
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        // What nobody will take counts as taken for the connection.
+        self.input.close();
+        while let Ok(piece) = self.input.try_recv() {
+            if let Input::Data(bytes) = piece.input {
+                self.flow.credit.fetch_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 impl StreamWriter {
-    /// Sends bytes, in frames as long as allowed; waits while the connection is slow.
+    /// Sends bytes; waits while the connection is slow, or the client has given no window for more.
     ///
     /// # Errors
     /// [`Closed`].
     pub async fn send(&self, mut bytes: Bytes) -> Result<(), Closed> {
         while !bytes.is_empty() {
-            let piece = bytes.split_to(bytes.len().min(DATA_MAX));
+            let allowed = self.flow.windows.take(self.stream, bytes.len().min(DATA_MAX)).await;
+            if allowed == 0 {
+                return Err(Closed);
+            }
+            let piece = bytes.split_to(allowed);
             self.output(Output::Data { stream: self.stream, bytes: piece, fin: false }).await?;
         }
         Ok(())
@@ -137,10 +216,17 @@ impl StreamWriter {
     }
 }
 
-/// A connection; dropping it closes it.
+impl Drop for StreamWriter {
+    fn drop(&mut self) {
+        self.flow.windows.close(self.stream);
+    }
+}
+
+/// A connection; dropping it closes it at once.
 pub struct Session {
     streams: mpsc::Receiver<Stream>,
-    tasks: JoinSet<()>,
+    output: mpsc::Sender<Output>,
+    task: JoinSet<()>,
 }
 
 impl Session {
@@ -152,138 +238,41 @@ impl Session {
     where
         C: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let (read, write) = tokio::io::split(connection);
         let (opened, streams) = mpsc::channel(16);
         let (output, outputs) = mpsc::channel(OUTPUT_PIECES);
-        let encoder = Encoder::new()?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(read_frames(read, opened, output));
-        tasks.spawn(write_frames(write, encoder, outputs));
-        Ok(Self { streams, tasks })
+        let mut task = JoinSet::new();
+        task.spawn(connection::run(connection, frame::Encoder::new()?, opened, (output.clone(), outputs)));
+        Ok(Self { streams, output, task })
     }
 
-    /// The next stream that the client opens; `None`: the connection is closed or opens no more.
+    /// The next stream that the client opens; `None`: the client is gone. Cancel-safe.
     pub async fn accept(&mut self) -> Option<Stream> {
         self.streams.recv().await
     }
 
-    /// Waits until everything that was sent is on its way, then closes. Every stream must have been dropped.
-    pub async fn close(mut self) {
+    /// Says that no more streams are served, and leaves it to the client to close: its library may throw away what it has not
+    /// handed on yet when the connection ends first. Waits for that, but no longer than `patience`.
+    pub async fn close(mut self, patience: Duration) {
         self.streams.close();
-        while self.tasks.join_next().await.is_some() {}
-    }
-}
-
-/// Hands each frame to its stream. Ends with the connection, a protocol error, or when the session is dropped.
-async fn read_frames(
-    mut connection: impl AsyncRead + Unpin,
-    opened: mpsc::Sender<Stream>,
-    output: mpsc::Sender<Output>,
-) {
-    let mut decoder = Decoder::default();
-    let mut buffer = BytesMut::with_capacity(16 * 1024);
-    let mut streams: HashMap<u32, mpsc::Sender<Input>> = HashMap::new();
-    loop {
-        let frame = match decoder.decode(&mut buffer) {
-            Ok(Some(frame)) => frame,
-            Ok(None) => {
-                buffer.reserve(16 * 1024);
-                let read = tokio::select! {
-                    read = connection.read_buf(&mut buffer) => read,
-                    () = opened.closed() => break,
-                };
-                match read {
-                    Ok(1..) => continue,
-                    Ok(0) | Err(_) => break,
-                }
-            }
-            Err(error) => {
-                tracing::debug!(error = %error, "end spdy session");
-                break;
+        let last = async {
+            if self.output.send(Output::GoAway).await.is_ok() {
+                while self.task.join_next().await.is_some() {}
             }
         };
-        match frame {
-            Frame::Open { stream, headers, fin } => {
-                streams.retain(|_, input| !input.is_closed());
-                if streams.len() >= STREAMS_MAX || streams.contains_key(&stream) {
-                    let refusal = frame::reset(stream, ResetStatus::Refused as u32);
-                    if output.send(Output::Control(refusal)).await.is_err() {
-                        break;
-                    }
-                    continue;
-                }
-                let (input, receiver) = mpsc::channel(INPUT_PIECES);
-                if fin {
-                    // Room for it is there: the channel is new.
-                    let _ = input.try_send(Input::End);
-                }
-                streams.insert(stream, input);
-                let writer = StreamWriter { stream, output: output.clone() };
-                let reader = StreamReader { input: receiver, over: false };
-                let accepted = output.send(Output::Reply(stream)).await.is_ok()
-                    && opened.send(Stream { headers, reader, writer }).await.is_ok();
-                if !accepted {
-                    break;
-                }
-            }
-            Frame::Data { stream, bytes, fin } => {
-                if let Some(input) = streams.get(&stream) {
-                    // A stream whose reader has gone discards what still comes.
-                    if !bytes.is_empty() {
-                        let _ = input.send(Input::Data(bytes)).await;
-                    }
-                    if fin {
-                        let _ = input.send(Input::End).await;
-                        streams.remove(&stream);
-                    }
-                }
-            }
-            Frame::Reset { stream, .. } => {
-                // Dropping the sender tells the reader.
-                streams.remove(&stream);
-            }
-            Frame::Ping { id } => {
-                if output.send(Output::Control(frame::ping(id))).await.is_err() {
-                    break;
-                }
-            }
-            Frame::GoAway | Frame::Reply { .. } | Frame::Other => {}
-        }
+        // Its end is the end of the connection either way.
+        let _ = tokio::time::timeout(patience, last).await;
     }
-}
-
-/// Writes what the streams send, until the last of them is gone or the connection breaks.
-async fn write_frames(
-    mut connection: impl AsyncWrite + Unpin,
-    mut encoder: Encoder,
-    mut outputs: mpsc::Receiver<Output>,
-) {
-    while let Some(output) = outputs.recv().await {
-        let written = match output {
-            Output::Reply(stream) => match encoder.reply(stream) {
-                Ok(bytes) => connection.write_all(&bytes).await,
-                Err(_) => break,
-            },
-            Output::Data { stream, bytes, fin } => {
-                let head = frame::data_head(stream, bytes.len(), fin);
-                match connection.write_all(&head).await {
-                    Ok(()) => connection.write_all(&bytes).await,
-                    Err(error) => Err(error),
-                }
-            }
-            Output::Control(bytes) => connection.write_all(&bytes).await,
-        };
-        if written.is_err() || (outputs.is_empty() && connection.flush().await.is_err()) {
-            return;
-        }
-    }
-    // The last words may still be in the connection's buffer.
-    let _ = connection.shutdown().await;
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::{
+        frame::{Decoder, Encoder, Frame},
+        *,
+    };
 
     async fn client() -> (tokio::io::DuplexStream, Session, Encoder) {
         let (client, server) = tokio::io::duplex(4096);
@@ -332,5 +321,119 @@ mod tests {
         assert_eq!(two.reader.next().await, Input::Data(Bytes::from_static(b"x")));
         drop(client);
         assert_eq!(two.reader.next().await, Input::Reset);
+    }
+
+    /// The next frame that is not ours to skip.
+    async fn read(client: &mut tokio::io::DuplexStream, decoder: &mut Decoder, buffer: &mut BytesMut) -> Frame {
+        loop {
+            if let Some(frame) = decoder.decode(buffer).unwrap() {
+                return frame;
+            }
+            assert!(client.read_buf(buffer).await.unwrap() > 0, "the server closed");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_gives_windows_gets_no_more_than_they_allow() {
+        let (mut client, mut session, mut encoder) = client().await;
+        client.write_all(&frame::settings(10)).await.unwrap();
+        client.write_all(&encoder.open(1, &[], false).unwrap()).await.unwrap();
+        let stream = session.accept().await.unwrap();
+        let sending = tokio::spawn(async move {
+            stream.writer.send(Bytes::from(vec![b'x'; 25])).await.unwrap();
+            stream
+        });
+        let (mut decoder, mut buffer) = (Decoder::default(), BytesMut::new());
+        assert_eq!(read(&mut client, &mut decoder, &mut buffer).await, Frame::Reply { stream: 1, fin: false });
+        for want in [10, 10, 5] {
+            let frame = read(&mut client, &mut decoder, &mut buffer).await;
+            assert_eq!(frame, Frame::Data { stream: 1, bytes: vec![b'x'; want].into(), fin: false });
+            client.write_all(&frame::window(1, 10)).await.unwrap();
+        }
+        drop(sending.await.unwrap());
+        // A window beyond the protocol's limit costs the client that stream, not the connection.
+        client.write_all(&encoder.open(3, &[], false).unwrap()).await.unwrap();
+        let _stream = session.accept().await.unwrap();
+        client.write_all(&frame::window(3, 0x7fff_ffff)).await.unwrap();
+        client.write_all(&frame::ping(9)).await.unwrap();
+        assert_eq!(read(&mut client, &mut decoder, &mut buffer).await, Frame::Reply { stream: 3, fin: false });
+        assert_eq!(read(&mut client, &mut decoder, &mut buffer).await, Frame::Reset { stream: 3, status: 7 });
+        assert_eq!(read(&mut client, &mut decoder, &mut buffer).await, Frame::Ping { id: 9 });
+    }
+
+    #[tokio::test]
+    async fn what_is_consumed_or_thrown_away_is_given_back() {
+        let (mut client, mut session, mut encoder) = client().await;
+        client.write_all(&encoder.open(1, &[], false).unwrap()).await.unwrap();
+        let mut stream = session.accept().await.unwrap();
+        let taking = tokio::spawn(async move {
+            let mut got = 0;
+            while got < 40_000 {
+                let Input::Data(bytes) = stream.reader.next().await else { panic!("cut") };
+                got += bytes.len();
+            }
+            // Asking for more says that this much was consumed.
+            let next = tokio::time::timeout(Duration::from_millis(300), stream.reader.next()).await;
+            assert!(next.is_err(), "{next:?}");
+            stream
+        });
+        client.write_all(&frame::data_head(1, 40_000, false)).await.unwrap();
+        client.write_all(&[7; 40_000]).await.unwrap();
+        let (mut decoder, mut buffer) = (Decoder::default(), BytesMut::new());
+        let mut given = (0, 0);
+        while given.0 < 32 * 1024 || given.1 < 32 * 1024 {
+            match read(&mut client, &mut decoder, &mut buffer).await {
+                Frame::Window { stream: 0, more } => given.0 += more,
+                Frame::Window { stream: 1, more } => given.1 += more,
+                other => assert_eq!(other, Frame::Reply { stream: 1, fin: false }),
+            }
+        }
+        drop(taking.await.unwrap());
+        // Nobody takes these: the connection's window comes back all the same.
+        client.write_all(&frame::data_head(1, 40_000, false)).await.unwrap();
+        client.write_all(&[7; 40_000]).await.unwrap();
+        loop {
+            if let Frame::Window { stream: 0, more } = read(&mut client, &mut decoder, &mut buffer).await {
+                assert!(more >= 32 * 1024, "{more}");
+                break;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_nobody_reads_bounds_what_is_held() {
+        let (mut client, mut session, mut encoder) = client().await;
+        client.write_all(&encoder.open(1, &[], false).unwrap()).await.unwrap();
+        let _stream = session.accept().await.unwrap();
+        let mut sent = 0;
+        let flood = async {
+            loop {
+                client.write_all(&frame::data_head(1, 60_000, false)).await.unwrap();
+                client.write_all(&[7; 60_000]).await.unwrap();
+                sent += 60_000;
+            }
+        };
+        tokio::time::timeout(Duration::from_millis(500), flood).await.unwrap_err();
+        assert!(sent <= connection::INPUT_BYTES + 200_000, "{sent}");
+    }
+
+    #[tokio::test]
+    async fn numbers_that_do_not_grow_are_refused_and_a_close_waits_for_the_client() {
+        let (mut client, mut session, mut encoder) = client().await;
+        let (mut decoder, mut buffer) = (Decoder::default(), BytesMut::new());
+        for (id, accepted) in [(5, true), (5, false), (3, false), (8, false), (7, true)] {
+            client.write_all(&encoder.open(id, &[], false).unwrap()).await.unwrap();
+            let want =
+                if accepted { Frame::Reply { stream: id, fin: false } } else { Frame::Reset { stream: id, status: 1 } };
+            assert_eq!(read(&mut client, &mut decoder, &mut buffer).await, want);
+            if accepted {
+                drop(session.accept().await.unwrap());
+            }
+        }
+        let closing = tokio::spawn(session.close(Duration::from_secs(60)));
+        assert_eq!(read(&mut client, &mut decoder, &mut buffer).await, Frame::GoAway);
+        assert!(!closing.is_finished());
+        drop(client);
+        closing.await.unwrap();
     }
 }

@@ -37,12 +37,18 @@ const fn remote(name: &'static str, form: StatusForm, resize: bool) -> Remote {
     Remote { name, form, resize, base64: false, close: false }
 }
 
+/// Ports of one session whose channels are numbered: two a port, in one byte.
+pub const CHANNEL_PORTS_MAX: usize = 64;
+
+/// The versions on SPDY, best first, for a client that offers none of them.
+pub const SPDY_NAMES: [&str; 4] = ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
+
 /// Best first.
 const SPDY: [Remote; 4] = [
-    remote("v4.channel.k8s.io", StatusForm::Json, true),
-    remote("v3.channel.k8s.io", StatusForm::Text, true),
-    remote("v2.channel.k8s.io", StatusForm::Text, false),
-    remote("channel.k8s.io", StatusForm::Text, false),
+    remote(SPDY_NAMES[0], StatusForm::Json, true),
+    remote(SPDY_NAMES[1], StatusForm::Text, true),
+    remote(SPDY_NAMES[2], StatusForm::Text, false),
+    remote(SPDY_NAMES[3], StatusForm::Text, false),
 ];
 
 /// Best first; the last is for a client that names none.

@@ -13,7 +13,7 @@ const PIECE_MAX: usize = 64 * 1024;
 const VERSION: u16 = 3;
 const FLAG_FIN: u8 = 1;
 
-/// What a peer sent. Settings, header updates and window updates carry nothing that exec or port-forward need.
+/// What a peer sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// A new stream.
@@ -28,6 +28,10 @@ pub enum Frame {
     Ping { id: u32 },
     /// The peer opens no more streams.
     GoAway,
+    /// The peer's settings; only the window that each of its streams begins with matters here.
+    Settings { window: Option<u32> },
+    /// The peer takes so many more bytes on a stream, or with stream 0 on the whole connection (draft 3.1, section 2.6.8).
+    Window { stream: u32, more: u32 },
     /// Something that needs no action.
     Other,
 }
@@ -133,10 +137,19 @@ impl Decoder {
             }
             3 => Frame::Reset { stream: stream(0)?, status: number(4)? },
             6 => Frame::Ping { id: number(0)? },
+            4 => Frame::Settings { window: initial_window(body) },
             7 => Frame::GoAway,
+            9 => Frame::Window { stream: stream(0)?, more: stream(4)? },
             _ => Frame::Other,
         })
     }
+}
+
+/// The value of SETTINGS_INITIAL_WINDOW_SIZE: entries of flags (8 bits), id (24), value (32) after a count.
+fn initial_window(body: &[u8]) -> Option<u32> {
+    let entries = body.get(4..)?.as_chunks::<8>().0;
+    let found = entries.iter().rfind(|entry| entry[1..4] == [0, 0, 7])?;
+    Some(u32::from_be_bytes([found[4], found[5], found[6], found[7]]) & 0x7fff_ffff)
 }
 
 /// Turns what we say into bytes.
@@ -193,6 +206,22 @@ pub fn ping(id: u32) -> Vec<u8> {
     control(6, 0, &id.to_be_bytes())
 }
 
+/// We take so many more bytes on a stream, or with stream 0 on the whole connection.
+#[must_use]
+pub fn window(stream: u32, more: u32) -> Vec<u8> {
+    let mut body = stream.to_be_bytes().to_vec();
+    body.extend(more.to_be_bytes());
+    control(9, 0, &body)
+}
+
+/// The window that each of our streams begins with (tests play the client with it).
+#[must_use]
+pub fn settings(window: u32) -> Vec<u8> {
+    let mut body = vec![0, 0, 0, 1, 0, 0, 0, 7];
+    body.extend(window.to_be_bytes());
+    control(4, 0, &body)
+}
+
 /// No more streams are accepted.
 #[must_use]
 pub fn go_away(last: u32) -> Vec<u8> {
@@ -236,6 +265,8 @@ mod tests {
         bytes.extend(b"hello");
         bytes.extend(ping(7));
         bytes.extend(reset(3, 5));
+        bytes.extend(settings(1000));
+        bytes.extend(window(3, 70_000));
         bytes.extend(go_away(3));
         for step in [1, 2, 3, 7, 64, bytes.len()] {
             let frames = all(&mut Decoder::default(), &bytes, step);
@@ -260,6 +291,8 @@ mod tests {
                     open(3, &[("streamtype", "data"), ("port", "80")], false),
                     Frame::Ping { id: 7 },
                     Frame::Reset { stream: 3, status: 5 },
+                    Frame::Settings { window: Some(1000) },
+                    Frame::Window { stream: 3, more: 70_000 },
                     Frame::GoAway
                 ]
             );
@@ -274,9 +307,93 @@ mod tests {
         assert!(matches!(Decoder::default().decode(&mut input), Err(FrameError::TooLong { .. })));
         let mut input = BytesMut::from(&[0x80, 3, 0, 3, 0, 0, 0, 1, 9][..]);
         assert!(matches!(Decoder::default().decode(&mut input), Err(FrameError::Cut { kind: 3 })));
+        // A count of settings that lies is believed no further than the body goes.
+        let mut input = BytesMut::from(&[0x80, 3, 0, 4, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff][..]);
+        assert_eq!(Decoder::default().decode(&mut input).unwrap(), Some(Frame::Settings { window: None }));
+    }
+
+    /// A frame that a client may send, and its bytes.
+    #[derive(Debug, Clone)]
+    enum Sent {
+        Open(u32, Vec<(String, String)>, bool),
+        Data(u32, Vec<u8>, bool),
+        Reset(u32, u32),
+        Ping(u32),
+        Window(u32, u32),
+        Settings(u32),
+    }
+
+    fn sent() -> impl proptest::strategy::Strategy<Value = Sent> {
+        use proptest::prelude::{Strategy as _, any, prop_oneof};
+        let id = 1..0x7fff_ffff_u32;
+        let pairs = proptest::collection::vec(("[a-z0-9-]{1,20}", "\\PC{0,60}"), 0..6);
+        prop_oneof![
+            (id.clone(), pairs, any::<bool>()).prop_map(|(id, pairs, fin)| Sent::Open(id, pairs, fin)),
+            (id.clone(), proptest::collection::vec(any::<u8>(), 0..300), any::<bool>())
+                .prop_map(|(id, bytes, fin)| Sent::Data(id, bytes, fin)),
+            (id.clone(), any::<u32>()).prop_map(|(id, status)| Sent::Reset(id, status)),
+            any::<u32>().prop_map(Sent::Ping),
+            (id.clone(), id.clone()).prop_map(|(id, more)| Sent::Window(id, more)),
+            id.prop_map(Sent::Settings),
+        ]
+    }
+
+    /// Data of one frame may come in pieces: they are joined again.
+    fn joined(frames: Vec<Frame>) -> Vec<Frame> {
+        let mut joined: Vec<Frame> = Vec::new();
+        for frame in frames {
+            match (joined.last_mut(), frame) {
+                (Some(Frame::Data { stream: last, bytes: before, fin: false }), Frame::Data { stream, bytes, fin })
+                    if *last == stream =>
+                {
+                    let bytes = [&before[..], &bytes].concat().into();
+                    joined.pop();
+                    joined.push(Frame::Data { stream, bytes, fin });
+                }
+                (_, frame) => joined.push(frame),
+            }
+        }
+        joined
     }
 
     proptest::proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded_the_same(list in proptest::collection::vec(sent(), 0..20), step in 1..200_usize) {
+            let mut encoder = Encoder::new().unwrap();
+            let (mut bytes, mut want) = (Vec::new(), Vec::new());
+            for frame in list {
+                match frame {
+                    Sent::Open(stream, pairs, fin) => {
+                        let borrowed: Vec<_> = pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+                        bytes.extend(encoder.open(stream, &borrowed, fin).unwrap());
+                        want.push(Frame::Open { stream, headers: pairs, fin });
+                    }
+                    Sent::Data(stream, data, fin) => {
+                        bytes.extend(data_head(stream, data.len(), fin));
+                        bytes.extend(&data);
+                        want.push(Frame::Data { stream, bytes: data.into(), fin });
+                    }
+                    Sent::Reset(stream, status) => {
+                        bytes.extend(reset(stream, status));
+                        want.push(Frame::Reset { stream, status });
+                    }
+                    Sent::Ping(id) => {
+                        bytes.extend(ping(id));
+                        want.push(Frame::Ping { id });
+                    }
+                    Sent::Window(stream, more) => {
+                        bytes.extend(window(stream, more));
+                        want.push(Frame::Window { stream, more });
+                    }
+                    Sent::Settings(size) => {
+                        bytes.extend(settings(size));
+                        want.push(Frame::Settings { window: Some(size) });
+                    }
+                }
+            }
+            proptest::prop_assert_eq!(joined(all(&mut Decoder::default(), &bytes, step)), joined(want));
+        }
+
         #[test]
         fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
             let mut input = BytesMut::from(&bytes[..]);

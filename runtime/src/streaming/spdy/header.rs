@@ -76,7 +76,8 @@ impl Reader {
 fn parse(mut plain: &[u8]) -> Result<Headers, HeaderError> {
     let mut headers = Vec::new();
     for _ in 0..number(&mut plain)? {
-        let name = text(&mut plain)?;
+        // Lower case on the wire; a client that forgets it is understood.
+        let name = text(&mut plain)?.to_ascii_lowercase();
         headers.push((name, text(&mut plain)?));
     }
     if plain.is_empty() { Ok(headers) } else { Err(HeaderError::Malformed { what: "bytes after the last pair" }) }

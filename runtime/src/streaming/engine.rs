@@ -1,0 +1,1 @@
+//! The engine as the node that sessions see.
