@@ -92,7 +92,7 @@ async fn open(door: &Door, ask: Ask) -> Result<super::node::Process, String> {
 }
 
 async fn over_spdy(io: Io, form: Remote, ask: Ask, door: &Door, life: &Life) {
-    let Ok(mut session) = Session::new(io) else { return };
+    let mut session = Session::new(io);
     let wanted = streams(&ask);
     let Some(channels) = gather(&mut session, form, wanted, door.limits.creation).await else { return };
     let gone = async {
@@ -188,12 +188,11 @@ async fn over_websocket(io: Io, form: Remote, ask: Ask, door: &Door, life: &Life
 }
 
 async fn port_forward(io: Io, form: Forward, ports: Vec<u16>, target: Arc<Target>, life: Arc<Life>) {
-    let session = match form {
+    let mut session = match form {
         Forward::Spdy => Session::new(io),
         Forward::Tunnel => Session::new(Tunnel::new(websocket::accept(io).await)),
         Forward::Channels { base64 } => return by_channels(io, base64, ports, target, life).await,
     };
-    let Ok(mut session) = session else { return };
     forward::spdy(&mut session, &target, &life).await;
     // The client is gone, or is told to go.
     session.close(Duration::from_secs(1)).await;

@@ -231,18 +231,15 @@ pub struct Session {
 
 impl Session {
     /// Serves a connection that was just upgraded.
-    ///
-    /// # Errors
-    /// The compression state cannot be made: only by a defect of the library.
-    pub fn new<C>(connection: C) -> Result<Self, flate2::CompressError>
+    pub fn new<C>(connection: C) -> Self
     where
         C: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (opened, streams) = mpsc::channel(16);
         let (output, outputs) = mpsc::channel(OUTPUT_PIECES);
         let mut task = JoinSet::new();
-        task.spawn(connection::run(connection, frame::Encoder::new()?, opened, (output.clone(), outputs)));
-        Ok(Self { streams, output, task })
+        task.spawn(connection::run(connection, opened, (output.clone(), outputs)));
+        Self { streams, output, task }
     }
 
     /// The next stream that the client opens; `None`: the client is gone. Cancel-safe.
@@ -276,7 +273,7 @@ mod tests {
 
     async fn client() -> (tokio::io::DuplexStream, Session, Encoder) {
         let (client, server) = tokio::io::duplex(4096);
-        (client, Session::new(server).unwrap(), Encoder::new().unwrap())
+        (client, Session::new(server), Encoder::new().unwrap())
     }
 
     #[tokio::test]

@@ -85,6 +85,21 @@ impl Spdy<TcpStream> {
         assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
         (Self::over(io), answer)
     }
+
+    /// As `connect`, of a server that may let its clients wait.
+    pub(crate) async fn connect_slowly(url: &str) -> (Self, String) {
+        let (address, path) = parts(url);
+        let mut io = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n"
+        );
+        io.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(io.read_u8().await.unwrap());
+        }
+        (Self::over(io), String::from_utf8(answer).unwrap())
+    }
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Spdy<C> {

@@ -1,9 +1,9 @@
 //! The streaming server over real sockets, with processes and pods that stand in for the engine's.
 //! Plain tests, no root: one runtime per test. What a real node adds is in the e2e scenarios.
 
+#[allow(dead_code, reason = "shared with the flood")]
 mod clients;
 mod exec;
-mod flood;
 mod forward;
 mod lab;
 mod requests;

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     CREDIT, Flow, Input, Output, Piece, ResetStatus, Stream, StreamReader, StreamWriter,
-    frame::{self, Decoder, Encoder, Frame},
+    frame::{self, Decoder, Frame, Replies},
 };
 
 /// Streams that may be open at once on one connection: a port-forward of a busy browser needs two per request.
@@ -44,7 +44,6 @@ impl Drop for Ending {
 
 pub(super) async fn run(
     connection: impl AsyncRead + AsyncWrite + Send + 'static,
-    encoder: Encoder,
     opened: mpsc::Sender<Stream>,
     (output, outputs): (mpsc::Sender<Output>, mpsc::Receiver<Output>),
 ) {
@@ -60,7 +59,7 @@ pub(super) async fn run(
     };
     tokio::select! {
         () = reader.run(read) => {}
-        () = write_frames(write, encoder, outputs, &flow) => {}
+        () = write_frames(write, outputs, &flow) => {}
     }
 }
 
@@ -195,16 +194,12 @@ impl Reader {
 }
 
 /// Writes what the streams send, until the connection breaks.
-async fn write_frames(
-    mut connection: impl AsyncWrite + Unpin,
-    mut encoder: Encoder,
-    mut outputs: mpsc::Receiver<Output>,
-    flow: &Flow,
-) {
+async fn write_frames(mut connection: impl AsyncWrite + Unpin, mut outputs: mpsc::Receiver<Output>, flow: &Flow) {
     let mut pings = interval_at(Instant::now() + PING, PING);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Even numbers are the server's.
     let mut ping = 0_u32;
+    let mut replies = Replies::default();
     loop {
         let output = tokio::select! {
             output = outputs.recv() => output,
@@ -215,10 +210,7 @@ async fn write_frames(
         };
         let Some(output) = output else { return };
         let written = match output {
-            Output::Reply(stream) => match encoder.reply(stream) {
-                Ok(bytes) => connection.write_all(&bytes).await,
-                Err(_) => return,
-            },
+            Output::Reply(stream) => connection.write_all(&replies.reply(stream)).await,
             Output::Data { stream, bytes, fin } => {
                 let head = frame::data_head(stream, bytes.len(), fin);
                 connection.write_all_buf(&mut Buf::chain(&head[..], bytes)).await

@@ -26,6 +26,9 @@ pub enum HeaderError {
     },
 }
 
+/// How a zlib stream begins that is primed with the dictionary: deflate, 32 KiB window, the dictionary's checksum.
+pub(super) const STREAM_HEAD: [u8; 6] = [0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2];
+
 /// Names are lower case on the wire.
 pub type Headers = Vec<(String, String)>;
 
