@@ -4,6 +4,7 @@
 //! Must never keep state of its own: the kernel is the truth, and any later process can open the same cgroup again.
 
 mod create;
+mod delegate;
 mod devices;
 mod dir;
 mod error;
@@ -315,6 +316,15 @@ impl Handle {
             first = first.and(removed);
         }
         first
+    }
+
+    /// Lets a user of the host divide the cgroup among cgroups of its own; its limits stay out of reach where the hierarchy is
+    /// mounted with `nsdelegate` and the user has a cgroup namespace rooted here. Nothing happens with version 1.
+    pub fn delegate(&self, uid: u32) -> Result<(), CgroupError> {
+        match self.unified_dir().filter(|_| self.hierarchies.mode() == Mode::V2) {
+            Some(dir) => delegate::delegate(&dir, uid),
+            None => Ok(()),
+        }
     }
 
     fn group(&self) -> Group<'_> {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::hooks::{self, ContainerState, Point};
 use super::namespaces::ForChildren;
-use super::place::Cgroup;
+use super::place::{self, Cgroup};
 use super::plan::{self, Errand, Plan, Subject};
 use super::{ChildStdio, CreateRequest, Gate, LaunchError, Namespaces, idmap, lsm};
 use crate::cgroup;
@@ -112,6 +112,11 @@ fn clone(
     Ok((child, channel))
 }
 
+fn end(child: &Child) {
+    let _ = keelson_sys::pidfd::send_signal(&child.pidfd, libc::SIGKILL);
+    let _ = keelson_sys::pidfd::wait(&child.pidfd);
+}
+
 /// A cloned init and what is known of it.
 struct Launched<'a> {
     subject: Subject<'a>,
@@ -122,6 +127,11 @@ impl Launched<'_> {
     fn await_gate(mut self, (child, channel): (Child, Channel), cgroup: &Cgroup) -> Result<Created, LaunchError> {
         match self.talk(&child, &channel, cgroup) {
             Ok((terminal, handle)) => {
+                // Until now the init has not run a line of the container's.
+                if let Err(error) = place::delegate(&handle, self.subject.process, self.subject.request.spec) {
+                    end(&child);
+                    return Err(error);
+                }
                 let hooks = self.subject.request.spec.hooks.as_ref().filter(|hooks| !hooks.start_container.is_empty());
                 let hooks = hooks.map(|hooks| (hooks.start_container.clone(), self.state("created", child.pid)));
                 let first = u32::try_from(self.plan.after_gate).unwrap_or(u32::MAX);
@@ -130,8 +140,7 @@ impl Launched<'_> {
                 Ok(Created { pid: child.pid, pidfd: child.pidfd, cgroup: handle, terminal, start })
             }
             Err(error) => {
-                let _ = keelson_sys::pidfd::send_signal(&child.pidfd, libc::SIGKILL);
-                let _ = keelson_sys::pidfd::wait(&child.pidfd);
+                end(&child);
                 Err(error)
             }
         }

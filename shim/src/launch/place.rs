@@ -3,9 +3,9 @@
 //! Owns the cgroup until the container is handed over.
 //! Must never remove a cgroup that it did not make.
 
-use super::{CreateRequest, LaunchError};
+use super::{CreateRequest, LaunchError, idmap};
 use crate::cgroup::{self, Location};
-use crate::spec::{Linux, Resources};
+use crate::spec::{Linux, Mount, NamespaceKind, Process, Resources, Spec};
 
 /// The container's cgroup while the container is being made.
 pub(super) enum Cgroup {
@@ -55,6 +55,21 @@ impl Cgroup {
 
 pub(super) fn cgroup_failed(step: &'static str, error: &cgroup::CgroupError) -> LaunchError {
     LaunchError::invalid(step, "", super::chain(error))
+}
+
+/// A container that has its cgroup mounted to write to is given it: OCI runtime specification, "cgroup ownership".
+pub(super) fn delegate(handle: &cgroup::Handle, process: &Process, spec: &Spec) -> Result<(), LaunchError> {
+    let Some(linux) = &spec.linux else { return Ok(()) };
+    let own = linux.namespaces.iter().any(|it| it.kind == NamespaceKind::Cgroup && it.path.is_empty());
+    let writable = |mount: &Mount| {
+        let last = mount.options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rw"));
+        matches!(mount.kind.as_str(), "cgroup" | "cgroup2") && last.is_none_or(|option| option == "rw")
+    };
+    if !own || !spec.mounts.iter().any(writable) {
+        return Ok(());
+    }
+    let uid = idmap::outside(&linux.uid_mappings, process.user.uid);
+    handle.delegate(uid).map_err(|error| cgroup_failed("delegate cgroup", &error))
 }
 
 /// The cgroup that systemd is going to make; nothing of it exists yet.

@@ -4,6 +4,7 @@
 //! Must never leave anything: every container is checked for mounts, cgroups and processes after its end.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
+mod delegation;
 mod exec;
 mod files;
 mod harness;
