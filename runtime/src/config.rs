@@ -136,13 +136,15 @@ pub enum CgroupDriver {
     Systemd,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Containers {
     pub nofile: Nofile,
     /// `None` is no limit.
     pub pids_limit: Option<u64>,
     pub log_line_max: usize,
     pub seccomp: DefaultSeccomp,
+    /// Where the specs of CDI devices lie; a later folder rules.
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

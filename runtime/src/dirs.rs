@@ -211,7 +211,7 @@ impl ContainerDir {
         self.0.join(ExitRecord::FILE)
     }
 
-    /// An empty directory: root of the holder.
+    /// An empty directory: root of the holder, and of what a hook of a container sees as its root.
     #[must_use]
     pub(crate) fn empty_root(&self) -> PathBuf {
         self.0.join("rootfs")

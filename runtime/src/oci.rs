@@ -4,6 +4,7 @@
 //! specification says it is, nor hide a request that cannot be granted.
 
 pub(crate) mod capabilities;
+pub(crate) mod cdi;
 pub(crate) mod cgroup_path;
 pub(crate) mod devices;
 pub(crate) mod holder;
@@ -74,6 +75,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) identity: &'a Identity,
     /// Those of the request, host paths resolved.
     pub(crate) volumes: &'a [Volume],
+    /// What the CDI devices of the request change.
+    pub(crate) cdi: &'a cdi::Edits,
     /// Layers of the images among the volumes.
     pub(crate) images: &'a [mounts::ImageLayers],
     pub(crate) cgroups_path: &'a str,
@@ -142,6 +145,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
         .set_mounts(Some(mounts::build(inputs)))
         .set_process(Some(process))
         .set_hostname(None)
+        .set_hooks(inputs.cdi.hooks())
         .set_linux(Some(linux));
     Ok(Built { spec, env, image_volumes })
 }

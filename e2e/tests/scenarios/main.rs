@@ -3,6 +3,7 @@
 mod bad_input;
 mod containers;
 mod crictl;
+mod devices;
 mod images;
 mod leaks;
 mod logs;

@@ -25,6 +25,7 @@ pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
         },
         rlimits: vec![nofile(containers.nofile)],
         pids_limit: containers.pids_limit.map_or(0, |limit| i64::try_from(limit).unwrap_or(i64::MAX)),
+        cdi_dirs: containers.cdi_dirs.clone(),
         log_line_max: u32::try_from(containers.log_line_max).unwrap_or(u32::MAX),
         network: config.network.enabled.then(|| network(config)),
         ..EngineConfig::new(config.root.clone(), config.state.clone(), shim(config)?, images(config))

@@ -301,8 +301,14 @@ fn containers(raw: &RawContainers) -> Result<Containers, Bad> {
             .ok()
             .filter(|max| (256..=1 << 20).contains(max))
             .ok_or_else(|| bad("containers.log_line_max", log_line_max, "want 256 to 1048576"))?,
+        cdi_dirs: cdi_dirs(raw.cdi_dirs.as_deref())?,
         seccomp: word("containers.seccomp", raw.seccomp.as_deref(), DefaultSeccomp::RuntimeDefault, &SECCOMP)?,
     })
+}
+
+fn cdi_dirs(folders: Option<&[String]>) -> Result<Vec<PathBuf>, Bad> {
+    let Some(folders) = folders else { return Ok(vec!["/etc/cdi".into(), "/var/run/cdi".into()]) };
+    folders.iter().map(|folder| path("containers.cdi_dirs", Some(Path::new(folder)), None, "")).collect()
 }
 
 fn nofile(text: &str) -> Result<Nofile, Bad> {

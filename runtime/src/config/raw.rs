@@ -86,6 +86,7 @@ pub(super) struct RawContainers {
     pub(super) pids_limit: Option<u64>,
     pub(super) log_line_max: Option<u64>,
     pub(super) seccomp: Option<String>,
+    pub(super) cdi_dirs: Option<Vec<String>>,
 }
 
 /// A number, or the word `auto`.

@@ -9,7 +9,7 @@ use super::{
     spec::{Access, AppArmor, CgroupMount, ContainerSpec, Propagation, RunAs, Seccomp, Security, Volume},
 };
 use crate::{
-    oci::capabilities,
+    oci::{capabilities, cdi},
     sandbox::{SandboxError, check as sandbox_check, check::cut},
 };
 
@@ -44,9 +44,7 @@ pub(crate) fn check(spec: &ContainerSpec) -> Result<(), ContainerError> {
             ));
         }
     }
-    if let Some(name) = spec.cdi_devices.first() {
-        return Err(unsupported("cdi_devices", format!("`{}`: this keelson has no CDI support yet", cut(name))));
-    }
+    spec.cdi_devices.iter().try_for_each(|name| cdi::check(name))?;
     sandbox_check::map("labels", &spec.labels).map_err(from_sandbox)?;
     sandbox_check::map("annotations", &spec.annotations).map_err(from_sandbox)?;
     if spec.log_path.is_absolute() || spec.log_path.components().any(|part| !matches!(part, Component::Normal(_))) {
@@ -182,6 +180,7 @@ fn lists(spec: &ContainerSpec) -> Result<(), ContainerError> {
         ("devices", spec.devices.len()),
         ("masked_paths", spec.security.masked_paths.as_ref().map_or(0, Vec::len)),
         ("readonly_paths", spec.security.readonly_paths.as_ref().map_or(0, Vec::len)),
+        ("cdi_devices", spec.cdi_devices.len()),
         ("capabilities", spec.security.capabilities.add.len() + spec.security.capabilities.drop.len()),
     ];
     match lengths.into_iter().find(|(_, length)| *length > LIST_MAX) {
@@ -314,7 +313,7 @@ mod tests {
             "seccomp.localhost_ref"
         );
         assert_eq!(refused(|spec| spec.stop_signal = Some(65)), "stop_signal");
-        assert_eq!(refused(|spec| spec.cdi_devices = vec!["v.com/gpu=0".into()]), "cdi_devices");
+        assert_eq!(refused(|spec| spec.cdi_devices = vec!["v.com/gpu".into()]), "cdi_devices");
         assert_eq!(refused(|spec| spec.resources.oom_score_adj = Some(1001)), "resources.oom_score_adj");
         assert_eq!(refused(|spec| _ = spec.resources.unified.insert("../x".into(), "1".into())), "resources.unified");
     }

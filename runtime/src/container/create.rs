@@ -128,7 +128,11 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     let snapshot = snapshot.map_err(failed(id, "prepare writable layer"))?;
     let stage = Stage::Spec.begin(id);
     let root = RootView::open(&snapshot.lower).map_err(failed(id, "open image layers"))?;
-    let identity = users::resolve(&spec.security, &image.config.user, &root).map_err(|error| refused(&error))?;
+    let mut identity = users::resolve(&spec.security, &image.config.user, &root).map_err(|error| refused(&error))?;
+    let cdi = oci::cdi::resolve(&spec.cdi_devices, &shared.config.cdi_dirs)?;
+    for gid in cdi.groups().iter().filter(|gid| !identity.user.additional_gids.contains(gid)).collect::<Vec<_>>() {
+        identity.user.additional_gids.push(*gid);
+    }
     let (images, held) = images::hold(shared, record)?;
     let resolved = volumes::resolve(&held)?;
     let sandbox_dir = shared.state.sandbox(&sandbox.id);
@@ -140,6 +144,7 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         image: &image.config,
         identity: &identity,
         volumes: &resolved,
+        cdi: &cdi,
         images: &images,
         cgroups_path: &record.cgroups_path,
         hostname: &hostname,
@@ -149,6 +154,10 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         host: &shared.host,
     })?;
     let program = shared.programs.of(&spec.security, &capabilities(&built.spec))?;
+    if built.spec.hooks().is_some() {
+        // A hook of the container's own namespace finds the root filesystem where the spec says.
+        std::fs::create_dir(dir.empty_root()).map_err(failed(id, "make folder of the root filesystem"))?;
+    }
     let json = serde_json::to_vec(&built.spec).map_err(failed(id, "encode spec"))?;
     drop(stage);
     write_new(&dir.config(), &json, 0o600).map_err(failed(id, "write spec"))?;

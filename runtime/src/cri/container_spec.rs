@@ -2,7 +2,7 @@
 //! Pure, in any task of the daemon. Owns nothing.
 //! Must never ignore a value it does not know: an unknown enum or a field that cannot be honoured is refused by name.
 
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
 
 use keelson_cri::v1;
 
@@ -26,6 +26,7 @@ pub(super) fn decode(config: Option<v1::ContainerConfig>) -> Result<ContainerSpe
     let image = config.image.filter(|image| !image.image.is_empty());
     let image = image.ok_or_else(|| invalid("config.image.image", "missing: name an image that was pulled"))?;
     let linux = config.linux.unwrap_or_default();
+    let cdi_devices = cdi_devices(config.cdi_devices, &config.annotations);
     let stop_signal = v1::Signal::try_from(config.stop_signal)
         .map_err(|_| invalid("config.stop_signal", format!("signal {} is not one of CRI v1", config.stop_signal)))?;
     Ok(ContainerSpec {
@@ -39,7 +40,7 @@ pub(super) fn decode(config: Option<v1::ContainerConfig>) -> Result<ContainerSpe
         env: config.envs.into_iter().map(|env| EnvVar { name: env.key, value: env.value }).collect(),
         volumes: config.mounts.into_iter().map(volume).collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().map(device).collect::<Result<_, _>>()?,
-        cdi_devices: config.cdi_devices.into_iter().map(|device| device.name).collect(),
+        cdi_devices,
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         log_path: PathBuf::from(config.log_path),
@@ -53,6 +54,20 @@ pub(super) fn decode(config: Option<v1::ContainerConfig>) -> Result<ContainerSpe
         security: security_spec::decode(linux.security_context)?,
         stop_signal: super::signal::number(stop_signal),
     })
+}
+
+/// Those of the request, and those that a device plugin of older kind asked for in an annotation of the container:
+/// `cdi.k8s.io/..: vendor.com/class=a,vendor.com/class=b`.
+fn cdi_devices(asked: Vec<v1::CdiDevice>, annotations: &HashMap<String, String>) -> Vec<String> {
+    let mut names: Vec<String> = asked.into_iter().map(|device| device.name).collect();
+    let mut annotated: Vec<_> = annotations.iter().filter(|(key, _)| key.starts_with("cdi.k8s.io/")).collect();
+    annotated.sort();
+    for name in annotated.into_iter().flat_map(|(_, value)| value.split(',')) {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
 }
 
 fn volume(mount: v1::Mount) -> Result<Volume, Failure> {

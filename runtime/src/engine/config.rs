@@ -40,6 +40,8 @@ pub struct EngineConfig {
     pub images: keelson_imageservice::Config,
     /// Built-in network; `None`: only sandboxes with the host's network can run.
     pub network: Option<keelson_network::Config>,
+    /// Where the specs of CDI devices lie; a later folder rules.
+    pub cdi_dirs: Vec<PathBuf>,
     /// Who makes cgroups.
     pub cgroup_driver: CgroupDriver,
     /// Process limits of every container.
@@ -66,6 +68,7 @@ impl EngineConfig {
             shim,
             images,
             network: None,
+            cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             cgroup_driver: CgroupDriver::Auto,
             rlimits: vec![Rlimit { name: "RLIMIT_NOFILE".into(), soft: 1024, hard: 524_288 }],
             pids_limit: 0,

@@ -50,6 +50,13 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<(Vec<LinuxDevice>, Vec<LinuxD
         nodes.retain(|node: &LinuxDevice| !found.iter().any(|new| new.path() == node.path()));
         nodes.extend(found);
     }
+    let user = &inputs.identity.user;
+    let found = inputs.cdi.nodes(user.uid, user.gid);
+    nodes.retain(|node: &LinuxDevice| !found.iter().any(|new| new.path() == node.path()));
+    nodes.extend(found);
+    if !inputs.spec.security.privileged {
+        rules.extend(inputs.cdi.rules());
+    }
     Ok((nodes, rules))
 }
 

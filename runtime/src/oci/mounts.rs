@@ -45,10 +45,22 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Vec<Mount> {
     let mut volumes: Vec<&Volume> = inputs.volumes.iter().collect();
     // Stable: volumes of one depth keep the caller's order, a later one covers an earlier one.
     volumes.sort_by_key(|volume| volume.container_path.components().count());
-    mounts.extend(volumes.into_iter().map(|volume| match inputs.images.iter().find(|image| image.of(volume)) {
-        Some(image) => overlay(volume, image),
-        None => bind(volume),
-    }));
+    let mut asked: Vec<Mount> = volumes
+        .into_iter()
+        .map(|volume| match inputs.images.iter().find(|image| image.of(volume)) {
+            Some(image) => overlay(volume, image),
+            None => bind(volume),
+        })
+        .collect();
+    let devices = inputs.cdi.mounts();
+    if !devices.is_empty() {
+        let replaced = |mount: &Mount| devices.iter().any(|new| same(new.destination(), mount.destination()));
+        mounts.retain(|mount| !replaced(mount));
+        asked.retain(|mount| !replaced(mount));
+        asked.extend(devices);
+        asked.sort_by_key(|mount| mount.destination().components().count());
+    }
+    mounts.extend(asked);
     mounts
 }
 

@@ -83,6 +83,9 @@ fn environment(inputs: &Inputs<'_>) -> Vec<Vec<u8>> {
     for variable in &inputs.spec.env {
         set(&variable.name, &variable.value, true);
     }
+    for (name, value) in inputs.cdi.environment() {
+        set(name, value.as_bytes(), true);
+    }
     set("HOME", inputs.identity.home.as_deref().unwrap_or("/").as_bytes(), false);
     let join = |(name, value): (String, Vec<u8>)| [name.as_bytes(), b"=", &value].concat();
     entries.into_iter().map(join).collect()

@@ -22,6 +22,7 @@ struct Case {
     identity: Identity,
     host: Host,
     images: Vec<mounts::ImageLayers>,
+    cdi: cdi::Edits,
 }
 
 impl Case {
@@ -68,6 +69,7 @@ impl Case {
                 no_writable_cgroup: None,
             },
             images: Vec::new(),
+            cdi: cdi::Edits::default(),
         }
     }
 
@@ -80,6 +82,7 @@ impl Case {
             image: &self.image,
             identity: &self.identity,
             volumes: &self.volumes,
+            cdi: &self.cdi,
             images: &self.images,
             cgroups_path: "/kubepods/pod1/c1",
             hostname: "web-0",

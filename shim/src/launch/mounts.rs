@@ -77,7 +77,8 @@ impl<'a> Mounts<'a> {
                 error.object = format!("{} of {}", error.object, mount.destination);
                 error
             })?;
-            if let Some(volume) = self.images.iter().find(|volume| volume.destination == mount.destination) {
+            let image = self.images.iter().find(|volume| volume.destination == mount.destination);
+            if let Some(volume) = image.filter(|_| mount.kind == "overlay") {
                 let source = image::source(volume, &options, self.shift.as_ref())?;
                 ops.push(self.place(&mount.destination, source, Node::Folder, false)?);
             } else if options.bind || mount.kind == "bind" {

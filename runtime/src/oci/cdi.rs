@@ -1,0 +1,149 @@
+//! CDI devices: names such as `vendor.com/gpu=0`, looked up in the specs that vendors put on the node, and what those specs ask
+//! to be changed of a container. Container Device Interface specification 1.1.0, and all released before it.
+//! Reads the specs' folders on the blocking pool, when a container asks for such a device and only then.
+//! Owns nothing. Must never take a device from anything but the request, nor pass over an edit that it does not know.
+
+mod apply;
+mod folder;
+mod name;
+mod spec;
+
+use std::path::{Path, PathBuf};
+
+use self::{
+    folder::Found,
+    name::DeviceName,
+    spec::{ContainerEdits, Hook, Mount},
+};
+use crate::container::ContainerError;
+
+/// The field of a request that is to blame.
+const FIELD: &str = "cdi_devices";
+/// Changes to one container: as many as some hundred devices make.
+const EDITS_MAX: usize = 16_384;
+
+/// A device node that is known to be one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Node {
+    path: String,
+    /// `b`, `c`, `u` or `p`.
+    kind: char,
+    major: i64,
+    minor: i64,
+    mode: Option<u32>,
+    permissions: String,
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+/// All that the devices of one container change.
+#[derive(Debug, Default)]
+pub(crate) struct Edits {
+    env: Vec<String>,
+    nodes: Vec<Node>,
+    mounts: Vec<Mount>,
+    hooks: Vec<Hook>,
+    gids: Vec<u32>,
+}
+
+/// Refuses what is no name of a device.
+pub(crate) fn check(text: &str) -> Result<(), ContainerError> {
+    DeviceName::parse(text).map(drop).map_err(refused)
+}
+
+/// Looks the devices up: each once, in the order asked for.
+///
+/// # Errors
+/// A name that no spec describes, or an edit that cannot be made.
+pub(crate) fn resolve(names: &[String], folders: &[PathBuf]) -> Result<Edits, ContainerError> {
+    let mut edits = Edits::default();
+    if names.is_empty() {
+        return Ok(edits);
+    }
+    let found = folder::read(folders);
+    let mut done: Vec<DeviceName> = Vec::new();
+    let mut common: Vec<&Path> = Vec::new();
+    for text in names {
+        let name = DeviceName::parse(text).map_err(refused)?;
+        if done.contains(&name) {
+            continue;
+        }
+        let (spec, device) = found.device(&name).map_err(|why| refused(words(&name, why, &found, folders)))?;
+        // What all devices of a spec share comes first, and once.
+        if !common.contains(&spec.path.as_path()) {
+            common.push(&spec.path);
+            edits.add(&spec.spec.container_edits, &name)?;
+        }
+        edits.add(&device.container_edits, &name)?;
+        done.push(name);
+    }
+    Ok(edits)
+}
+
+fn refused(reason: String) -> ContainerError {
+    ContainerError::Invalid { field: FIELD.to_owned(), reason }
+}
+
+/// Why a name leads nowhere, and where was looked.
+fn words(name: &DeviceName, why: folder::Missing, found: &Found, folders: &[PathBuf]) -> String {
+    let folders = folders.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let mut text = match why {
+        folder::Missing::Conflict(one, other) => {
+            return format!(
+                "`{name}` is described twice, in {} and in {}: remove one of the two",
+                one.display(),
+                other.display()
+            );
+        }
+        folder::Missing::Device(known) => format!(
+            "`{name}`: no spec in {folders} has this device; of {} there are: {}",
+            name.kind,
+            known.into_iter().take(16).collect::<Vec<_>>().join(", ")
+        ),
+        folder::Missing::Kind => {
+            format!(
+                "`{name}`: no spec in {folders} describes {}: is the vendor's driver or plugin installed?",
+                name.kind
+            )
+        }
+    };
+    for problem in found.problems.iter().take(4) {
+        text.push_str(&format!("; passed over {problem}"));
+    }
+    text
+}
+
+impl Edits {
+    fn add(&mut self, edits: &ContainerEdits, name: &DeviceName) -> Result<(), ContainerError> {
+        let unsupported = |what: &str| {
+            let reason = format!("`{name}` asks for {what}, which this keelson cannot give");
+            Err(ContainerError::Unsupported { field: FIELD.to_owned(), reason })
+        };
+        if !edits.net_devices.is_empty() {
+            return unsupported("network devices (netDevices)");
+        }
+        if edits.intel_rdt.is_some() {
+            return unsupported("resource director technology (intelRdt)");
+        }
+        if let Some(hook) = edits.hooks.iter().find(|hook| matches!(hook.hook_name.as_str(), "poststart" | "poststop"))
+        {
+            return unsupported(&format!("a {} hook ({})", hook.hook_name, hook.path));
+        }
+        for node in &edits.device_nodes {
+            self.nodes
+                .push(apply::node(node).map_err(|why| refused(format!("`{name}`: device {}: {why}", node.path)))?);
+        }
+        self.env.extend_from_slice(&edits.env);
+        self.mounts.extend_from_slice(&edits.mounts);
+        self.hooks.extend_from_slice(&edits.hooks);
+        self.gids.extend(edits.additional_gids.iter().filter(|gid| **gid != 0));
+        let count = self.env.len() + self.nodes.len() + self.mounts.len() + self.hooks.len() + self.gids.len();
+        if count > EDITS_MAX {
+            return Err(refused(format!("`{name}`: more than {EDITS_MAX} changes to one container")));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
