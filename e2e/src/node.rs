@@ -187,6 +187,11 @@ impl Node {
         self.root.path().join("daemon.log")
     }
 
+    /// All that the daemon has said, over all its starts.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(self.log_path()).context("read the daemon's log")
+    }
+
     /// The last lines that the daemon logged.
     pub fn log_tail(&self) -> String {
         let text = fs::read_to_string(self.log_path()).unwrap_or_default();

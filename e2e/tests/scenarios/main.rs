@@ -8,6 +8,7 @@ mod images;
 mod leaks;
 mod logs;
 mod mounts;
+mod observe;
 mod pods;
 mod restart;
 mod security;

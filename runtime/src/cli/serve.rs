@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::{CliError, Place, reload::Reload, rooms, stop::Stop};
 use crate::{
-    config::{Config, Overrides},
+    config::{Config, LogFormat, Overrides},
     cri::{Cri, server},
     engine::Engine,
     logging,
@@ -120,9 +120,13 @@ fn announce(config: &Config, engine: &Engine) {
     if let Some(why) = status.network_down {
         tracing::warn!(why, "no pod with a network of its own can be run now");
     }
-    // For a person and for scripts, whatever the log's level and format.
-    let _ = writeln!(std::io::stderr(), "keelson: serving CRI on unix://{}", config.socket.display());
     let said = format!("serving CRI on unix://{}", config.socket.display());
+    // For a person and for scripts, whatever the log's level; a collector of JSON gets nothing else.
+    if config.log.format == LogFormat::Text {
+        let _ = writeln!(std::io::stderr(), "keelson: {said}");
+    } else {
+        tracing::info!("{said}");
+    }
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&said)]) {
         tracing::warn!(%error, "the service manager cannot be told");
     }
