@@ -188,7 +188,7 @@ impl ShimClient {
 
     /// The one door to a shim: every call has its span and is counted.
     async fn call(&self, act: &'static str, call: Call, deadline: Option<Duration>) -> Result<Outcome, ShimError> {
-        let span = tracing::debug_span!("shim", otel.name = act, act, container = self.id);
+        let span = tracing::debug_span!("shim", act, container = self.id);
         let outcome = self.exchange(act, call, deadline).instrument(span).await;
         count(outcome.as_ref().err());
         outcome

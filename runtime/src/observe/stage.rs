@@ -105,7 +105,7 @@ impl Stage {
         let (stage, container) = (self.name(), self.of_container());
         let sandbox = (!container).then(|| tracing::field::display(id));
         let container = container.then(|| tracing::field::display(id));
-        tracing::debug_span!("stage", otel.name = stage, stage, sandbox, container)
+        tracing::debug_span!("stage", stage, sandbox, container)
     }
 
     fn ended(self, begun: Instant) {
