@@ -47,6 +47,12 @@ impl RootDir {
         self.0.join("lock")
     }
 
+    /// A folder that is there for a moment at the daemon's start.
+    #[must_use]
+    pub(crate) fn probe(&self) -> PathBuf {
+        self.0.join("probe")
+    }
+
     /// Records that must survive a reboot.
     #[must_use]
     pub(crate) fn database(&self) -> PathBuf {
@@ -139,6 +145,12 @@ impl SandboxDir {
     #[must_use]
     pub(crate) fn uts(&self) -> PathBuf {
         self.0.join("uts")
+    }
+
+    /// Pinned user namespace, when the sandbox has one of its own.
+    #[must_use]
+    pub(crate) fn user(&self) -> PathBuf {
+        self.0.join("user")
     }
 
     /// Pinned PID namespace, when the sandbox shares one.

@@ -22,4 +22,5 @@ pub mod socket;
 pub mod stats;
 mod store;
 pub mod streaming;
+pub mod user_namespace;
 mod users;

@@ -26,6 +26,7 @@ use crate::{
     dirs::SandboxDir,
     engine::Rlimit,
     sandbox::spec::{IpcMode, NetworkMode, PidMode, SandboxSpec},
+    user_namespace::UserNamespace,
     users::Identity,
 };
 
@@ -64,6 +65,8 @@ pub(crate) struct Host {
     pub(crate) recursive_attributes: bool,
     /// Why no container can be given its own cgroup to write to; none: it can.
     pub(crate) no_writable_cgroup: Option<String>,
+    /// Why containers cannot have a user namespace of their own here; `None`: they can.
+    pub(crate) no_user_namespaces: Option<String>,
 }
 
 /// Everything a spec is made of.
@@ -107,8 +110,14 @@ pub(crate) struct Built {
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
     let (mut process, env) = process::build(inputs)?;
     confine(&mut process, inputs)?;
+    let identity = &inputs.identity.user;
+    if let Some(namespace) = &inputs.sandbox.user_namespace
+        && let Some(reason) = namespace.refuses(identity.uid, &identity.additional_gids)
+    {
+        return Err(ContainerError::Invalid { field: "user".into(), reason });
+    }
     let image_volumes = volumes::of_image(&inputs.image.volumes, inputs.volumes)?;
-    let (nodes, rules) = devices::build(inputs)?;
+    let devices::Devices { nodes, bound, rules } = devices::build(inputs)?;
 
     let mut root = Root::default();
     root.set_path(PathBuf::from("rootfs")).set_readonly(Some(inputs.spec.security.readonly_rootfs));
@@ -139,10 +148,14 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
         .set_seccomp(None)
         .set_sysctl(None);
 
+    if let Some(users) = &inputs.sandbox.user_namespace {
+        own_users(&mut linux, users, inputs.sandbox_dir.user());
+    }
+
     let mut spec = Spec::default();
     spec.set_version("1.2.0".into())
         .set_root(Some(root))
-        .set_mounts(Some(mounts::build(inputs)))
+        .set_mounts(Some(mounts::build(inputs, &bound)))
         .set_process(Some(process))
         .set_hostname(None)
         .set_hooks(inputs.cdi.hooks())
@@ -210,10 +223,20 @@ fn namespaces(inputs: &Inputs<'_>) -> Vec<LinuxNamespace> {
     if modes.ipc == IpcMode::Sandbox {
         add(LinuxNamespaceType::Ipc, Some(inputs.sandbox_dir.ipc()));
     }
-    if !inputs.spec.security.privileged {
+    // The root of a user namespace can mount the cgroups of a cgroup namespace that is its own alone.
+    if !inputs.spec.security.privileged || inputs.sandbox.user_namespace.is_some() {
         add(LinuxNamespaceType::Cgroup, None);
     }
     namespaces
+}
+
+/// Puts a container into the user namespace pinned at `path`; its image's layers are shifted by the mappings.
+fn own_users(linux: &mut Linux, users: &UserNamespace, path: PathBuf) {
+    let mut namespace = LinuxNamespace::default();
+    namespace.set_typ(LinuxNamespaceType::User).set_path(Some(path));
+    let namespaces = linux.namespaces_mut().get_or_insert_default();
+    namespaces.push(namespace);
+    linux.set_uid_mappings(Some(mounts::ranges(&users.uids))).set_gid_mappings(Some(mounts::ranges(&users.gids)));
 }
 
 /// The request's list, or the default one; none for the privileged.
@@ -226,8 +249,8 @@ fn paths(inputs: &Inputs<'_>, asked: Option<&Vec<String>>, default: &[&str]) -> 
 }
 
 impl Host {
-    /// Looks around.
-    pub(crate) fn detect(unified: bool, systemd: bool) -> Self {
+    /// Looks around. `scratch` is a folder to be made and taken away again, on the filesystem of image layers.
+    pub(crate) fn detect(unified: bool, systemd: bool, scratch: &Path) -> Self {
         let on = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim().starts_with(['Y', '1']));
         Self {
             unified,
@@ -237,6 +260,7 @@ impl Host {
             capabilities: capabilities::of_this_process(),
             recursive_attributes: probe::recursive_attributes(),
             no_writable_cgroup: probe::no_writable_cgroup(unified),
+            no_user_namespaces: probe::no_user_namespaces(scratch),
         }
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod create;
 pub mod error;
 pub(crate) mod files;
 pub(crate) mod holder;
+pub(crate) mod namespaces;
 pub(crate) mod parent;
 pub(crate) mod release;
 pub mod spec;

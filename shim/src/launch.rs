@@ -17,6 +17,7 @@ mod namespaces;
 mod options;
 mod place;
 mod plan;
+pub mod probe;
 mod process;
 mod rootfs;
 mod schedule;
@@ -34,6 +35,7 @@ pub use create::{Created, create, start_through};
 pub use error::LaunchError;
 pub use exec::{ExecRequest, ExecTarget, Execed, exec, start_time};
 pub use hooks::{ContainerState, Point, run_hooks, run_hooks_inside};
+pub use idmap::write_maps as write_id_maps;
 use namespaces::Namespaces;
 pub use namespaces::in_own_pid_namespace;
 

@@ -191,7 +191,19 @@ pub fn fork(ops: &[Op], (channel, socket): (&Channel, OwnedFd), options: CloneOp
     raw::restore_signals(mask);
     let pid = pid?;
     // SAFETY: the clone succeeded, so the kernel stored a new descriptor that nobody else knows.
-    Ok(Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    if options.user.is_none() {
+        return Ok(Child { pid, pidfd });
+    }
+    // The process between may be in a pid namespace that its parent only chose for its children: what it was told is a number there.
+    match crate::pidfd::number(&pidfd) {
+        Ok(pid) => Ok(Child { pid, pidfd }),
+        Err(errno) => {
+            let _ = crate::pidfd::send_signal(&pidfd, libc::SIGKILL);
+            let _ = crate::pidfd::wait(&pidfd);
+            Err(errno)
+        }
+    }
 }
 
 fn clone_through(start: &mut Start<'_>) -> io::Result<i32> {

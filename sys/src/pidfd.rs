@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{self, Errno};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
@@ -33,6 +34,18 @@ impl Exit {
 pub fn open(pid: i32) -> io::Result<OwnedFd> {
     let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(Errno::INVAL)?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty())
+}
+
+/// The process's number in the pid namespace of the mounted procfs; ESRCH when it is reaped, or not in there.
+/// <https://man7.org/linux/man-pages/man2/pidfd_open.2.html>
+pub fn number(pidfd: impl AsFd) -> io::Result<i32> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd());
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = [0; 512];
+    let length = io::read(file, &mut text)?;
+    let text = std::str::from_utf8(text.get(..length).unwrap_or_default()).unwrap_or_default();
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number.filter(|number| *number > 0).ok_or(Errno::SRCH)
 }
 
 /// Sends any signal, real-time ones too; 0 asks whether the process is there.

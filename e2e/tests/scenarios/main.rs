@@ -12,6 +12,7 @@ mod observe;
 mod pods;
 mod restart;
 mod security;
+mod userns;
 
 use std::sync::{Mutex, PoisonError};
 

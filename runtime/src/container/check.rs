@@ -6,11 +6,14 @@ use std::path::{Component, Path};
 
 use super::{
     ContainerError,
-    spec::{Access, AppArmor, CgroupMount, ContainerSpec, Propagation, RunAs, Seccomp, Security, Volume},
+    spec::{
+        Access, AppArmor, CgroupMount, ContainerSpec, ContainerUsers, Propagation, RunAs, Seccomp, Security, Volume,
+    },
 };
 use crate::{
     oci::{capabilities, cdi},
     sandbox::{SandboxError, check as sandbox_check, check::cut},
+    user_namespace::check_range,
 };
 
 /// Kernel: `MAX_ARG_STRLEN`.
@@ -69,11 +72,6 @@ pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Co
     ContainerError::Invalid { field: field.into(), reason: reason.into() }
 }
 
-/// An error about one field that asks for what is not there.
-pub(crate) fn unsupported(field: impl Into<String>, reason: impl Into<String>) -> ContainerError {
-    ContainerError::Unsupported { field: field.into(), reason: reason.into() }
-}
-
 fn from_sandbox(error: SandboxError) -> ContainerError {
     match error {
         SandboxError::Invalid { field, reason } => ContainerError::Invalid { field, reason },
@@ -129,14 +127,25 @@ fn volume(volume: &Volume) -> Result<(), ContainerError> {
         return image_volume(volume, image);
     }
     path("mounts.host_path", &volume.host_path)?;
-    if !volume.uid_mappings.is_empty() || !volume.gid_mappings.is_empty() {
-        return Err(unsupported("mounts.uid_mappings", "this keelson cannot map ids of mounts yet"));
+    for (field, ranges) in
+        [("mounts.uid_mappings", &volume.uid_mappings), ("mounts.gid_mappings", &volume.gid_mappings)]
+    {
+        ranges.iter().try_for_each(|range| check_range("ids", range)).map_err(|reason| invalid(field, reason))?;
+    }
+    if volume.uid_mappings.is_empty() != volume.gid_mappings.is_empty() {
+        return Err(invalid(
+            "mounts.uid_mappings",
+            "mappings of users without mappings of groups, or the other way round",
+        ));
     }
     Ok(())
 }
 
 fn image_volume(volume: &Volume, image: &str) -> Result<(), ContainerError> {
     let about = |reason: &str| Err(invalid(format!("mounts[{}].image", volume.container_path.display()), reason));
+    if !volume.uid_mappings.is_empty() || !volume.gid_mappings.is_empty() {
+        return about("has the ids of the pod's user namespace: leave its mappings out");
+    }
     if image.is_empty() || image.len() > 4096 {
         return about("is empty or longer than any reference: name the image to mount");
     }
@@ -218,8 +227,8 @@ fn security(security: &Security) -> Result<(), ContainerError> {
     {
         return Err(invalid("apparmor.localhost_ref", format!("`{}`: not a profile's name", cut(profile))));
     }
-    if !security.uid_mappings.is_empty() || !security.gid_mappings.is_empty() {
-        return Err(unsupported("userns_options", "this keelson has no user namespaces for pods yet"));
+    if let ContainerUsers::Mapped(namespace) = &security.user_namespace {
+        namespace.check().map_err(|reason| invalid("namespace_options.userns_options", reason))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use keelson_api::ContainerId;
 use serde::{Deserialize, Serialize};
 
-use crate::resources::Resources;
+use crate::{resources::Resources, user_namespace::UserNamespace};
 
 /// By what a caller recognises its container within the sandbox. A repeated create with the same key joins the first.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -179,6 +179,18 @@ pub enum ContainerPid {
     Target(ContainerId),
 }
 
+/// Which user namespace a container expects to be in: the sandbox decides, the request must agree with it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ContainerUsers {
+    /// The sandbox's, whichever that is.
+    #[default]
+    Sandbox,
+    /// The host's.
+    Host,
+    /// The sandbox's, with exactly these ids.
+    Mapped(UserNamespace),
+}
+
 /// Which seccomp filter.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Seccomp {
@@ -285,10 +297,9 @@ pub struct Security {
     pub cgroup: CgroupMount,
     /// PID namespace.
     pub pid: ContainerPid,
-    /// User namespace of its own with these user ids; empty: the host's ids.
-    pub uid_mappings: Vec<IdMapping>,
-    /// User namespace of its own with these group ids.
-    pub gid_mappings: Vec<IdMapping>,
+    /// User namespace.
+    #[serde(default)]
+    pub user_namespace: ContainerUsers,
 }
 
 /// A container as asked for.

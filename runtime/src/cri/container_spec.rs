@@ -135,7 +135,7 @@ fn mount_options(place: &str, names: &[String]) -> Result<Vec<MountOption>, Fail
     Ok(options)
 }
 
-fn id_mappings(mappings: Vec<v1::IdMapping>) -> Vec<IdMapping> {
+pub(super) fn id_mappings(mappings: Vec<v1::IdMapping>) -> Vec<IdMapping> {
     mappings
         .into_iter()
         .map(|range| IdMapping { host_id: range.host_id, container_id: range.container_id, length: range.length })

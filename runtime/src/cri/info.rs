@@ -34,6 +34,7 @@ pub(super) fn of_status(about: &About, status: &EngineStatus) -> Info {
         "socket": config.socket,
         "cgroup": { "driver": driver, "mode": status.cgroup_mode },
         "seccomp": status.seccomp,
+        "userNamespaces": status.features.user_namespaces,
         "kernel": about.kernel,
         "network": { "enabled": config.network.enabled, "bridge": config.network.bridge },
         "images": { "hostsDir": config.images.hosts_dir },

@@ -19,7 +19,7 @@ pub(super) async fn handle(cri: &Cri, call: Call<v1::StatusRequest>) -> Result<v
     };
     let features = v1::RuntimeHandlerFeatures {
         recursive_read_only_mounts: status.features.recursive_read_only,
-        user_namespaces: false,
+        user_namespaces: status.features.user_namespaces,
     };
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus {

@@ -7,15 +7,21 @@ use std::{net::IpAddr, path::PathBuf};
 use keelson_cri::v1;
 
 use super::{
+    container_spec::id_mappings,
     resource,
     status::{Failure, invalid, unsupported},
 };
-use crate::sandbox::spec::{
-    Dns, IpcMode, Namespaces, NetworkMode, PidMode, PortMapping, Protocol, Realm, SandboxKey, SandboxSpec,
+use crate::{
+    container::spec::{ContainerUsers, IdMapping},
+    sandbox::spec::{
+        Dns, IpcMode, Namespaces, NetworkMode, PidMode, PortMapping, Protocol, Realm, SandboxKey, SandboxSpec,
+    },
+    user_namespace::UserNamespace,
 };
 
 /// The one runtime handler beside the unnamed default; both mean the built-in launcher.
 pub(super) const HANDLER: &str = "native";
+const NAMESPACES: &str = "config.linux.security_context.namespace_options";
 
 pub(super) fn decode(config: Option<v1::PodSandboxConfig>, handler: String) -> Result<SandboxSpec, Failure> {
     let config = config.ok_or_else(|| invalid("config", "missing: a sandbox needs a configuration"))?;
@@ -40,6 +46,7 @@ pub(super) fn decode(config: Option<v1::PodSandboxConfig>, handler: String) -> R
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         cgroup_parent: linux.cgroup_parent,
+        user_namespace: own_user_namespace(security.namespace_options.as_ref())?,
         namespaces: namespaces(security.namespace_options)?,
         sysctls: linux.sysctls.into_iter().collect(),
         privileged: security.privileged,
@@ -116,11 +123,9 @@ fn port_mapping(mapping: &v1::PortMapping) -> Result<PortMapping, Failure> {
 
 fn namespaces(options: Option<v1::NamespaceOption>) -> Result<Namespaces, Failure> {
     use v1::NamespaceMode::{Container, Node, Pod, Target};
-    const FIELD: &str = "config.linux.security_context.namespace_options";
     // Nothing said: as kubelet says it for a plain pod. The protocol's zero would share one PID namespace, and cost a process.
     let Some(options) = options else { return Ok(Namespaces::default()) };
-    user_namespace(FIELD, options.userns_options.as_ref())?;
-    let field = |name: &str| format!("{FIELD}.{name}");
+    let field = |name: &str| format!("{NAMESPACES}.{name}");
     Ok(Namespaces {
         network: match mode(&field("network"), options.network)? {
             Pod => NetworkMode::Sandbox,
@@ -145,20 +150,46 @@ pub(super) fn mode(field: &str, value: i32) -> Result<v1::NamespaceMode, Failure
     v1::NamespaceMode::try_from(value).map_err(|_| invalid(field, format!("mode {value} is not one of CRI v1")))
 }
 
-/// The host's user namespace is all there is so far; `Status` says so, and kubelet then never asks for another.
-pub(super) fn user_namespace(field: &str, options: Option<&v1::UserNamespace>) -> Result<(), Failure> {
+/// Which user namespace a request means.
+pub(super) fn user_namespace(field: &str, options: Option<v1::UserNamespace>) -> Result<ContainerUsers, Failure> {
     let field = format!("{field}.userns_options");
-    match options.map(|options| mode(&field, options.mode)).transpose()? {
-        None | Some(v1::NamespaceMode::Node) => Ok(()),
-        Some(v1::NamespaceMode::Pod) => Err(unsupported(
-            &field,
-            "user namespaces are not built yet: leave them out (hostUsers: true), or use mode NODE",
-        )),
-        Some(v1::NamespaceMode::Container | v1::NamespaceMode::Target) => Err(invalid(&field, "want POD or NODE")),
+    let Some(options) = options else { return Ok(ContainerUsers::Sandbox) };
+    match mode(&field, options.mode)? {
+        v1::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(ContainerUsers::Host),
+        v1::NamespaceMode::Node => Err(invalid(&field, "mode NODE has no mappings: leave them out, or use mode POD")),
+        v1::NamespaceMode::Pod => {
+            let namespace = UserNamespace { uids: id_mappings(options.uids), gids: id_mappings(options.gids) };
+            namespace.check().map_err(|reason| invalid(&field, reason))?;
+            Ok(ContainerUsers::Mapped(namespace))
+        }
+        v1::NamespaceMode::Container | v1::NamespaceMode::Target => Err(invalid(&field, "want POD or NODE")),
     }
 }
 
-pub(super) fn encode_namespaces(namespaces: Namespaces) -> v1::NamespaceOption {
+/// The sandbox's: nobody asks for the host's by saying nothing else.
+fn own_user_namespace(options: Option<&v1::NamespaceOption>) -> Result<Option<UserNamespace>, Failure> {
+    let options = options.and_then(|options| options.userns_options.clone());
+    Ok(match user_namespace(NAMESPACES, options)? {
+        ContainerUsers::Mapped(namespace) => Some(namespace),
+        ContainerUsers::Sandbox | ContainerUsers::Host => None,
+    })
+}
+
+pub(super) fn encode_users(namespace: Option<&UserNamespace>) -> Option<v1::UserNamespace> {
+    let ranges = |ranges: &[IdMapping]| ranges.iter().map(encode_range).collect();
+    namespace.map(|namespace| v1::UserNamespace {
+        mode: i32::from(v1::NamespaceMode::Pod),
+        uids: ranges(&namespace.uids),
+        gids: ranges(&namespace.gids),
+    })
+}
+
+pub(super) fn encode_range(range: &IdMapping) -> v1::IdMapping {
+    v1::IdMapping { host_id: range.host_id, container_id: range.container_id, length: range.length }
+}
+
+pub(super) fn encode_namespaces(spec: &SandboxSpec) -> v1::NamespaceOption {
+    let namespaces = spec.namespaces;
     use v1::NamespaceMode::{Container, Node, Pod};
     v1::NamespaceOption {
         network: i32::from(match namespaces.network {
@@ -175,7 +206,7 @@ pub(super) fn encode_namespaces(namespaces: Namespaces) -> v1::NamespaceOption {
             IpcMode::Host => Node,
         }),
         target_id: String::new(),
-        userns_options: None,
+        userns_options: encode_users(spec.user_namespace.as_ref()),
     }
 }
 

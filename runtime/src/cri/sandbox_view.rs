@@ -36,7 +36,7 @@ pub(super) fn status(view: &SandboxView) -> v1::PodSandboxStatus {
             additional_ips: addresses.map(|ip| v1::PodIp { ip }).collect(),
         }),
         linux: Some(v1::LinuxPodSandboxStatus {
-            namespaces: Some(v1::Namespace { options: Some(sandbox_spec::encode_namespaces(view.spec.namespaces)) }),
+            namespaces: Some(v1::Namespace { options: Some(sandbox_spec::encode_namespaces(&view.spec)) }),
         }),
         labels: map(&view.spec.labels),
         annotations: map(&view.spec.annotations),

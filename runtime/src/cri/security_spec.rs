@@ -22,7 +22,7 @@ pub(super) fn decode(context: Option<v1::LinuxContainerSecurityContext>) -> Resu
     // Nothing said: the default lists of hidden paths. A context with empty lists asks for none (procMount Unmasked).
     let Some(context) = context else { return Ok(Security::default()) };
     let options = context.namespace_options.unwrap_or_default();
-    user_namespace(&field("namespace_options"), options.userns_options.as_ref())?;
+    let user_namespace = user_namespace(&field("namespace_options"), options.userns_options)?;
     let capabilities = context.capabilities.unwrap_or_default();
     Ok(Security {
         privileged: context.privileged,
@@ -64,8 +64,7 @@ pub(super) fn decode(context: Option<v1::LinuxContainerSecurityContext>) -> Resu
             }
         },
         pid: pid(options.pid, &options.target_id)?,
-        uid_mappings: Vec::new(),
-        gid_mappings: Vec::new(),
+        user_namespace,
     })
 }
 

@@ -72,7 +72,7 @@ pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         images: Arc::new(images),
         network,
         shims,
-        host: Host::detect(mode == cgroup::Mode::V2, systemd),
+        host: Host::detect(mode == cgroup::Mode::V2, systemd, &root.probe()),
         cgroup_mode: mode,
         programs: Programs::default(),
         table: Table::default(),

@@ -35,6 +35,14 @@ impl Engine {
             let reason = "this daemon has no network configured: use the host's network, or configure one";
             return Err(sandbox::check::invalid("namespace_options.network", reason));
         }
+        if spec.user_namespace.is_some()
+            && let Some(reason) = &self.shared.host.no_user_namespaces
+        {
+            return Err(SandboxError::Unsupported {
+                field: "namespace_options.userns_options".into(),
+                reason: format!("user namespaces cannot be had on this host: {reason}"),
+            });
+        }
         // The task that has the name may end at this very moment: a failed creation, a removal. Then the name is free.
         for _ in 0..NAME_TRIES {
             let id = self

@@ -36,6 +36,8 @@ pub struct Features {
     pub mount_options: bool,
     /// A cgroup that the container may divide.
     pub writable_cgroup: bool,
+    /// A user namespace of the sandbox's own.
+    pub user_namespaces: bool,
 }
 
 impl Engine {
@@ -47,6 +49,7 @@ impl Engine {
             recursive_read_only: host.recursive_attributes,
             mount_options: host.recursive_attributes,
             writable_cgroup: host.no_writable_cgroup.is_none(),
+            user_namespaces: host.no_user_namespaces.is_none(),
         }
     }
 

@@ -21,12 +21,29 @@ const COMMON: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0),
 /// Not devices of the host's hardware, or made anew in each container.
 const SKIPPED: [&str; 8] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev", "console"];
 
+/// Devices of a container.
+#[derive(Default)]
+pub(crate) struct Devices {
+    /// Nodes to make.
+    pub(crate) nodes: Vec<LinuxDevice>,
+    /// Nodes of the host to bind instead, in a user namespace, where none can be made: `(host, container)` paths.
+    pub(crate) bound: Vec<(PathBuf, PathBuf)>,
+    /// Who may use what, last word last.
+    pub(crate) rules: Vec<LinuxDeviceCgroup>,
+}
+
+/// A node of the host under its name in the container.
+struct Found {
+    host: PathBuf,
+    node: LinuxDevice,
+}
+
 /// Nodes to make and rules to apply.
-pub(crate) fn build(inputs: &Inputs<'_>) -> Result<(Vec<LinuxDevice>, Vec<LinuxDeviceCgroup>), ContainerError> {
-    let mut nodes = Vec::new();
+pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Devices, ContainerError> {
+    let mut found: Vec<Found> = Vec::new();
     let mut rules = Vec::new();
     if inputs.spec.security.privileged {
-        walk(Path::new("/dev"), Path::new("/dev"), 0, &mut nodes);
+        walk(Path::new("/dev"), Path::new("/dev"), 0, &mut found);
         rules.push(rule(true, LinuxDeviceType::A, None, "rwm"));
     } else {
         rules.push(rule(false, LinuxDeviceType::A, None, "rwm"));
@@ -40,28 +57,34 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<(Vec<LinuxDevice>, Vec<LinuxD
         rules.push(rule(true, LinuxDeviceType::C, Some((136, None)), "rwm"));
     }
     for device in &inputs.spec.devices {
-        let found = find(device)?;
+        let more = find(device)?;
         if !inputs.spec.security.privileged {
             let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
-            rules.extend(
-                found.iter().map(|node| rule(true, node.typ(), Some((node.major(), Some(node.minor()))), access)),
-            );
+            rules
+                .extend(more.iter().map(|Found { node, .. }| {
+                    rule(true, node.typ(), Some((node.major(), Some(node.minor()))), access)
+                }));
         }
-        nodes.retain(|node: &LinuxDevice| !found.iter().any(|new| new.path() == node.path()));
-        nodes.extend(found);
+        found.retain(|old| !more.iter().any(|new| new.node.path() == old.node.path()));
+        found.extend(more);
     }
     let user = &inputs.identity.user;
-    let found = inputs.cdi.nodes(user.uid, user.gid);
-    nodes.retain(|node: &LinuxDevice| !found.iter().any(|new| new.path() == node.path()));
-    nodes.extend(found);
+    let of_cdi = inputs.cdi.nodes(user.uid, user.gid);
+    found.retain(|old| !of_cdi.iter().any(|new| new.path() == old.node.path()));
     if !inputs.spec.security.privileged {
         rules.extend(inputs.cdi.rules());
     }
-    Ok((nodes, rules))
+    if inputs.sandbox.user_namespace.is_some() {
+        let bound = found.into_iter().map(|Found { host, node }| (host, node.path().clone())).collect();
+        // The launcher binds these from where they have the same name and the same numbers on the host.
+        return Ok(Devices { nodes: of_cdi, bound, rules });
+    }
+    let nodes = found.into_iter().map(|found| found.node).chain(of_cdi).collect();
+    Ok(Devices { nodes, bound: Vec::new(), rules })
 }
 
 /// The device, or all below the directory.
-fn find(device: &Device) -> Result<Vec<LinuxDevice>, ContainerError> {
+fn find(device: &Device) -> Result<Vec<Found>, ContainerError> {
     let host = &device.host_path;
     let target = if device.container_path.as_os_str().is_empty() { host } else { &device.container_path };
     let refuse = |reason: String| ContainerError::Invalid { field: format!("devices[{}]", host.display()), reason };
@@ -71,11 +94,12 @@ fn find(device: &Device) -> Result<Vec<LinuxDevice>, ContainerError> {
         walk(host, target, 0, &mut nodes);
         return if nodes.is_empty() { Err(refuse("is a directory without devices".into())) } else { Ok(nodes) };
     }
-    node(target.clone(), &metadata).map(|node| vec![node]).ok_or_else(|| refuse("is not a device".into()))
+    let node = node(target.clone(), &metadata).ok_or_else(|| refuse("is not a device".into()))?;
+    Ok(vec![Found { host: host.clone(), node }])
 }
 
 /// Device nodes below `host`, as they would be below `target`; links are left alone.
-fn walk(host: &Path, target: &Path, depth: usize, nodes: &mut Vec<LinuxDevice>) {
+fn walk(host: &Path, target: &Path, depth: usize, nodes: &mut Vec<Found>) {
     let Ok(entries) = fs::read_dir(host) else { return };
     let mut entries: Vec<_> = entries.flatten().collect();
     entries.sort_by_key(fs::DirEntry::file_name);
@@ -89,7 +113,7 @@ fn walk(host: &Path, target: &Path, depth: usize, nodes: &mut Vec<LinuxDevice>) 
         if metadata.is_dir() && depth < DEPTH_MAX {
             walk(&host, &target, depth + 1, nodes);
         } else if let Some(node) = node(target, &metadata) {
-            nodes.push(node);
+            nodes.push(Found { host, node });
         }
     }
 }
@@ -134,7 +158,9 @@ mod tests {
         let device =
             Device { host_path: "/dev/null".into(), container_path: "/dev/nothing".into(), permissions: "r".into() };
         let nodes = find(&device).unwrap();
-        assert_eq!((nodes[0].path().as_path(), nodes[0].major(), nodes[0].minor()), (Path::new("/dev/nothing"), 1, 3));
+        let node = &nodes[0].node;
+        assert_eq!((node.path().as_path(), node.major(), node.minor()), (Path::new("/dev/nothing"), 1, 3));
+        assert_eq!(nodes[0].host, Path::new("/dev/null"));
     }
 
     #[test]

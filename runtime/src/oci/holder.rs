@@ -2,16 +2,18 @@
 //! Pure functions. Owns the choice of how little it may do.
 //! Must never run anything of an image.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Root, Spec, User,
 };
 
-use super::mounts;
+use super::{mounts, own_users};
+use crate::user_namespace::UserNamespace;
 
-/// The spec; `root` is an empty directory of ours.
-pub(crate) fn build(root: &Path, cgroups_path: &str) -> Spec {
+/// The spec; `root` is a directory of ours, empty but for `proc`. The PID namespace belongs to the user namespace pinned at the path, if
+/// the sandbox has one: only then can its containers mount a procfs of it.
+pub(crate) fn build(root: &Path, cgroups_path: &str, users: Option<(&UserNamespace, PathBuf)>) -> Spec {
     let mut none = LinuxCapabilities::default();
     // KILL: it passes signals on to what it has to reap.
     none.set_bounding(Some([].into())).set_effective(Some([].into())).set_permitted(Some([].into()));
@@ -48,6 +50,9 @@ pub(crate) fn build(root: &Path, cgroups_path: &str) -> Spec {
         .set_readonly_paths(None)
         .set_seccomp(None)
         .set_sysctl(None);
+    if let Some((users, path)) = users {
+        own_users(&mut linux, users, path);
+    }
     let mut spec = Spec::default();
     spec.set_version("1.2.0".into())
         .set_root(Some(directory))

@@ -4,16 +4,18 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 
 use super::Inputs;
 use crate::{
-    container::spec::{Access, CgroupMount, Propagation, Volume},
+    container::spec::{Access, CgroupMount, IdMapping, Propagation, Volume},
     sandbox::spec::IpcMode,
 };
 
 /// All mounts, in the order in which they are made: parents before children.
-pub(crate) fn build(inputs: &Inputs<'_>) -> Vec<Mount> {
+///
+/// `devices`: nodes of the host as `(host, container)` paths, for a container that cannot make its own.
+pub(crate) fn build(inputs: &Inputs<'_>, devices: &[(PathBuf, PathBuf)]) -> Vec<Mount> {
     let privileged = inputs.spec.security.privileged;
     let kernel = if privileged { "rw" } else { "ro" };
     let cgroup = match inputs.spec.security.cgroup {
@@ -24,15 +26,14 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Vec<Mount> {
     let files = if inputs.spec.security.readonly_rootfs { "ro" } else { "rw" };
     let dir = inputs.sandbox_dir;
     let shm = if inputs.sandbox.namespaces.ipc == IpcMode::Host { PathBuf::from("/dev/shm") } else { dir.shm() };
+    let terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    // The group of terminals, where it has a number.
+    let known = inputs.sandbox.user_namespace.as_ref().is_none_or(|users| users.has_group(5));
+    let terminals = if known { &terminals[..] } else { terminals.get(..5).unwrap_or_default() };
     let mut mounts = vec![
         mount("/proc", "proc", Path::new("proc"), &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", Path::new("tmpfs"), &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            Path::new("devpts"),
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        mount("/dev/pts", "devpts", Path::new("devpts"), terminals),
         mount("/dev/mqueue", "mqueue", Path::new("mqueue"), &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", Path::new("sysfs"), &["nosuid", "noexec", "nodev", kernel]),
         mount("/sys/fs/cgroup", "cgroup", Path::new("cgroup"), &["nosuid", "noexec", "nodev", "relatime", cgroup]),
@@ -41,6 +42,9 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Vec<Mount> {
         mount("/etc/hosts", "bind", &dir.hosts(), &["rbind", "rprivate", files]),
         mount("/etc/resolv.conf", "bind", &dir.resolv_conf(), &["rbind", "rprivate", files]),
     ];
+    mounts.extend(devices.iter().map(|(host, target)| {
+        mount(&target.to_string_lossy(), "bind", host, &["bind", "private", "nosuid", "noexec"])
+    }));
     mounts.retain(|mount| !inputs.volumes.iter().any(|volume| same(&volume.container_path, mount.destination())));
     let mut volumes: Vec<&Volume> = inputs.volumes.iter().collect();
     // Stable: volumes of one depth keep the caller's order, a later one covers an earlier one.
@@ -130,7 +134,22 @@ fn bind(volume: &Volume) -> Mount {
     };
     let mut options = vec!["rbind", propagation, access];
     options.extend(volume.options.iter().map(|option| option.recursive_name()));
-    mount(&destination(volume).to_string_lossy(), "bind", &volume.host_path, &options)
+    let mut mount = mount(&destination(volume).to_string_lossy(), "bind", &volume.host_path, &options);
+    if !volume.uid_mappings.is_empty() {
+        mount.set_uid_mappings(Some(ranges(&volume.uid_mappings)));
+        mount.set_gid_mappings(Some(ranges(&volume.gid_mappings)));
+    }
+    mount
+}
+
+/// In the specification's words.
+pub(crate) fn ranges(ranges: &[IdMapping]) -> Vec<LinuxIdMapping> {
+    let range = |range: &IdMapping| {
+        let mapping = LinuxIdMappingBuilder::default().host_id(range.host_id).container_id(range.container_id);
+        // All is set. Were it not, the kernel would refuse a mapping of nothing.
+        mapping.size(range.length).build().unwrap_or_default()
+    };
+    ranges.iter().map(range).collect()
 }
 
 pub(crate) fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {

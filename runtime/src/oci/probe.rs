@@ -1,8 +1,8 @@
 //! What this kernel can do for mounts, found by trying: a version number says nothing about a kernel that a distribution patched.
-//! Read once, when the engine opens; a few system calls on a mount that is nowhere.
-//! Owns nothing. Must never touch a mount of the host.
+//! Read once, when the engine opens; a few system calls on mounts that are nowhere.
+//! Owns one scratch folder for a moment. Must never touch a mount of the host.
 
-use std::{fs, os::fd::AsFd as _};
+use std::{fs, os::fd::AsFd as _, path::Path};
 
 use keelson_sys::mount::{Attributes, set_attributes};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -25,6 +25,21 @@ pub(crate) fn no_writable_cgroup(unified: bool) -> Option<String> {
         return Some("this host has cgroup v1 controllers: a writable cgroup needs cgroup v2".to_owned());
     }
     delegation(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// A user namespace with an image's layers shifted into it: the kernel may lack a part of that, a filesystem another, and a setting
+/// may forbid it. `scratch` is made and taken away again, on the filesystem of the layers.
+pub(crate) fn no_user_namespaces(scratch: &Path) -> Option<String> {
+    let _ = fs::remove_dir_all(scratch);
+    if let Err(error) = fs::create_dir(scratch) {
+        return Some(format!("make `{}`: {error}", scratch.display()));
+    }
+    let found = keelson_shim::launch::probe::user_namespaces(scratch);
+    // Empty, and found again at the next start.
+    let _ = fs::remove_dir_all(scratch);
+    let reason = found.err()?.to_string();
+    tracing::info!(reason, "sandboxes cannot have a user namespace of their own on this host");
+    Some(reason)
 }
 
 /// From the text of mountinfo. The option is the hierarchy's: every mount of it shows it.

@@ -67,6 +67,7 @@ impl Case {
                 .into(),
                 recursive_attributes: true,
                 no_writable_cgroup: None,
+                no_user_namespaces: None,
             },
             images: Vec::new(),
             cdi: cdi::Edits::default(),
@@ -194,7 +195,10 @@ fn the_privileged_get_the_kernel_as_it_is() {
 
 #[test]
 fn a_holder_may_do_nothing() {
-    golden("spec-holder.json", &holder::build(Path::new("/run/keelson/sandboxes/s/holder/rootfs"), "/kubepods/pod1/s"));
+    golden(
+        "spec-holder.json",
+        &holder::build(Path::new("/run/keelson/sandboxes/s/holder/rootfs"), "/kubepods/pod1/s", None),
+    );
 }
 
 fn arguments(command: &[&str], args: &[&str]) -> Result<Vec<String>, ContainerError> {

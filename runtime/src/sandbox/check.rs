@@ -11,7 +11,7 @@ use keelson_network::dns;
 
 use super::{
     SandboxError, files,
-    spec::{Dns, NetworkMode, PortMapping, SandboxSpec},
+    spec::{Dns, IpcMode, Namespaces, NetworkMode, PidMode, PortMapping, SandboxSpec},
     sysctl::Sysctl,
 };
 
@@ -50,6 +50,7 @@ pub(crate) fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
         absolute("cgroup_parent", Path::new(&spec.cgroup_parent))?;
     }
     ports(&spec.port_mappings, spec.namespaces.network)?;
+    users(spec)?;
     for (name, value) in &spec.sysctls {
         Sysctl::check(name, value, spec.namespaces)?;
     }
@@ -128,6 +129,29 @@ fn ports(mappings: &[PortMapping], network: NetworkMode) -> Result<(), SandboxEr
     Ok(())
 }
 
+/// A user namespace owns the sandbox's other namespaces, so they must be its own.
+fn users(spec: &SandboxSpec) -> Result<(), SandboxError> {
+    const FIELD: &str = "namespace_options.userns_options";
+    let Some(namespace) = &spec.user_namespace else { return Ok(()) };
+    namespace.check().map_err(|reason| invalid(FIELD, reason))?;
+    let shared = match spec.namespaces {
+        Namespaces { network: NetworkMode::Host, .. } => "network",
+        Namespaces { pid: PidMode::Host, .. } => "PID",
+        Namespaces { ipc: IpcMode::Host, .. } => "IPC",
+        Namespaces {
+            network: NetworkMode::Sandbox,
+            pid: PidMode::Container | PidMode::Sandbox,
+            ipc: IpcMode::Sandbox,
+        } => {
+            return Ok(());
+        }
+    };
+    Err(invalid(
+        FIELD,
+        format!("a user namespace with the host's {shared} namespace: use the host's for neither or for both"),
+    ))
+}
+
 /// Labels or annotations: any text, bounded.
 pub(crate) fn map(field: &str, map: &BTreeMap<String, String>) -> Result<(), SandboxError> {
     let total: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
@@ -143,7 +167,11 @@ pub(crate) fn map(field: &str, map: &BTreeMap<String, String>) -> Result<(), San
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::spec::{Protocol, SandboxKey};
+    use crate::{
+        container::spec::IdMapping,
+        sandbox::spec::{Protocol, SandboxKey},
+        user_namespace::UserNamespace,
+    };
 
     fn good() -> SandboxSpec {
         let key =
@@ -192,6 +220,25 @@ mod tests {
         let mapping = PortMapping { container_port: 80, ..mapping };
         assert_eq!(refused(|spec| spec.port_mappings = vec![mapping.clone(), mapping]), "port_mappings");
         assert_eq!(refused(|spec| _ = spec.labels.insert("x".into(), "y".repeat(MAP_MAX))), "labels");
+    }
+
+    #[test]
+    fn a_user_namespace_owns_all_the_others() {
+        let range = vec![IdMapping { host_id: 65_536, container_id: 0, length: 65_536 }];
+        let users = || Some(UserNamespace { uids: range.clone(), gids: range.clone() });
+        let mut spec = good();
+        spec.user_namespace = users();
+        spec.namespaces.pid = PidMode::Sandbox;
+        check(&spec).unwrap();
+        const FIELD: &str = "namespace_options.userns_options";
+        assert_eq!(refused(|spec| spec.user_namespace = Some(UserNamespace::default())), FIELD);
+        for namespaces in [
+            Namespaces { network: NetworkMode::Host, ..Default::default() },
+            Namespaces { pid: PidMode::Host, ..Default::default() },
+            Namespaces { ipc: IpcMode::Host, ..Default::default() },
+        ] {
+            assert_eq!(refused(|spec| (spec.user_namespace, spec.namespaces) = (users(), namespaces)), FIELD);
+        }
     }
 
     #[test]

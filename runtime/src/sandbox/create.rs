@@ -5,20 +5,19 @@
 
 use std::{io, net::IpAddr, sync::Arc};
 
-use keelson_network::{AttachRequest, Netns};
-use keelson_sys::namespace::{NamespaceKinds, in_new, pin};
+use keelson_network::AttachRequest;
 use rustix::mount::MountFlags;
 
 use super::{
-    SandboxError, files, holder, parent, release,
-    spec::{IpcMode, NetworkMode, PidMode, PortMapping, Protocol, SandboxSpec},
-    sysctl,
+    SandboxError, files, holder, namespaces, parent, release,
+    spec::{IpcMode, PidMode, PortMapping, Protocol, SandboxSpec},
 };
 use crate::{
     dirs::SandboxDir,
     engine::shared::{Shared, blocking},
     observe::Stage,
     store::record::SandboxRecord,
+    user_namespace::UserNamespace,
 };
 
 /// What a made sandbox has.
@@ -97,6 +96,7 @@ fn make(shared: &Shared, record: &SandboxRecord) -> Result<Vec<IpAddr>, Failure>
         let addresses = addresses?;
         filled?;
         files::write_hosts(spec, &hostname, &addresses, &dir).map_err(failed("write hosts file"))?;
+        files::hand_over(spec, &dir).map_err(failed("give files to the sandbox's root"))?;
         Ok(addresses)
     })
 }
@@ -104,36 +104,10 @@ fn make(shared: &Shared, record: &SandboxRecord) -> Result<Vec<IpAddr>, Failure>
 /// Namespaces and network.
 fn connect(shared: &Shared, record: &SandboxRecord, hostname: &str, dir: &SandboxDir) -> Result<Vec<IpAddr>, Failure> {
     let spec = &record.spec;
-    let own_network = spec.namespaces.network == NetworkMode::Sandbox;
-    let own_ipc = spec.namespaces.ipc == IpcMode::Sandbox;
-    let mut kinds = NamespaceKinds::EMPTY;
-    if own_network {
-        kinds = kinds | NamespaceKinds::NET | NamespaceKinds::UTS;
-    }
-    if own_ipc {
-        kinds = kinds | NamespaceKinds::IPC;
-    }
-    if kinds.is_empty() {
-        return Ok(Vec::new());
-    }
-    let defaults = sysctl::defaults(spec.namespaces, shared.config.unprivileged_ports, shared.config.unprivileged_icmp);
     let stage = Stage::Namespaces.begin(&record.id);
-    let netns = in_new(kinds, || -> Result<Option<Netns>, Failure> {
-        sysctl::apply(&spec.sysctls, &defaults).map_err(failed("set kernel parameters"))?;
-        if own_ipc {
-            pin(NamespaceKinds::IPC, &dir.ipc()).map_err(failed("pin IPC namespace"))?;
-        }
-        if !own_network {
-            return Ok(None);
-        }
-        rustix::system::sethostname(hostname.as_bytes()).map_err(failed("set host name"))?;
-        pin(NamespaceKinds::UTS, &dir.uts()).map_err(failed("pin UTS namespace"))?;
-        let netns = Netns::current().map_err(failed("open network namespace"))?;
-        pin(NamespaceKinds::NET, &dir.net()).map_err(failed("pin network namespace"))?;
-        Ok(Some(netns))
-    });
+    let netns = namespaces::make(&shared.config, spec, hostname, dir)?;
     drop(stage);
-    match (netns.map_err(failed("make namespaces"))??, &shared.network) {
+    match (netns, &shared.network) {
         (Some(netns), Some(network)) => {
             let request = AttachRequest {
                 sandbox: record.id.clone(),
@@ -151,15 +125,17 @@ fn connect(shared: &Shared, record: &SandboxRecord, hostname: &str, dir: &Sandbo
 fn fill(shared: &Shared, spec: &SandboxSpec, hostname: &str, dir: &SandboxDir) -> Result<(), Failure> {
     files::write(spec, hostname, dir).map_err(failed("write resolver and host name files"))?;
     if spec.namespaces.ipc == IpcMode::Sandbox {
-        mount_shm(dir, shared.config.shm_size).map_err(failed("mount /dev/shm"))?;
+        let root = spec.user_namespace.as_ref().map_or((0, 0), UserNamespace::root);
+        mount_shm(dir, shared.config.shm_size, root).map_err(failed("mount /dev/shm"))?;
     }
     Ok(())
 }
 
-fn mount_shm(dir: &SandboxDir, size: u64) -> io::Result<()> {
+/// `root` is the sandbox's own: its folder.
+fn mount_shm(dir: &SandboxDir, size: u64, root: (u32, u32)) -> io::Result<()> {
     std::fs::create_dir(dir.shm())?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let options = std::ffi::CString::new(format!("mode=1777,size={size}"))?;
+    let options = std::ffi::CString::new(format!("mode=1777,size={size},uid={},gid={}", root.0, root.1))?;
     Ok(rustix::mount::mount("shm", dir.shm(), "tmpfs", flags, options.as_c_str())?)
 }
 

@@ -23,6 +23,14 @@ pub enum SandboxError {
         /// What is wrong with it and what would be right.
         reason: String,
     },
+    /// The host lacks what the request needs.
+    #[error("sandbox spec: {field}: {reason}")]
+    Unsupported {
+        /// Which part of the request.
+        field: String,
+        /// What is lacking.
+        reason: String,
+    },
     /// A sandbox with this key exists and is of no more use.
     #[error("sandbox {name} exists already as {id} and is not ready: remove it, or raise the attempt")]
     Exists {
@@ -79,6 +87,7 @@ impl SandboxError {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Exists { .. } => ErrorKind::Exists,
             Self::State { .. } => ErrorKind::State,
             Self::Failed { source, .. } => ErrorKind::of(source.as_ref()),

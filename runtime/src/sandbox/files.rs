@@ -49,6 +49,15 @@ pub(crate) fn write_hosts(
     write_new(&dir.hosts(), &text, MODE)
 }
 
+/// With a user namespace the three files are its root's, as they would be the host's root's without.
+pub(crate) fn hand_over(spec: &SandboxSpec, dir: &SandboxDir) -> io::Result<()> {
+    let Some(namespace) = &spec.user_namespace else { return Ok(()) };
+    let (uid, gid) = namespace.root();
+    [dir.resolv_conf(), dir.hostname(), dir.hosts()]
+        .iter()
+        .try_for_each(|path| std::os::unix::fs::lchown(path, Some(uid), Some(gid)))
+}
+
 /// In the network room's words.
 pub(crate) fn dns(asked: &Dns) -> network::Dns {
     network::Dns { servers: asked.servers.clone(), searches: asked.searches.clone(), options: asked.options.clone() }

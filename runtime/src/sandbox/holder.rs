@@ -36,10 +36,13 @@ pub(crate) async fn start(shared: &Arc<Shared>, record: &SandboxRecord) -> Resul
     let path = cgroup_path::of(shared.host.systemd, &record.spec.cgroup_parent, parent::short(record.id.as_str()), &id);
     let (spawned, spec) = {
         let (shared, run, id) = (Arc::clone(shared), run.clone(), id.clone());
+        let (users, user_pin) = (record.spec.user_namespace.clone(), dir.user());
         blocking(move || {
             run.make().map_err(failed("make run directory of holder"))?;
-            std::fs::create_dir_all(run.empty_root()).map_err(failed("make root of holder"))?;
-            let spec = serde_json::to_vec(&holder::build(&run.empty_root(), &path))
+            // The holder may be root of a user namespace alone, which can make nothing here.
+            std::fs::create_dir_all(run.empty_root().join("proc")).map_err(failed("make root of holder"))?;
+            let users = users.as_ref().map(|users| (users, user_pin));
+            let spec = serde_json::to_vec(&holder::build(&run.empty_root(), &path, users))
                 .map_err(failed("encode spec of holder"))?;
             write_new(&run.config(), &spec, 0o600).map_err(failed("write spec of holder"))?;
             let spawned = shared.shims.spawn(&id, &run).map_err(failed("start shim of holder"))?;

@@ -80,6 +80,8 @@ fn let_go(dir: &SandboxDir, steps: &mut Steps) {
         ("unpin network namespace", dir.net()),
         ("unpin IPC namespace", dir.ipc()),
         ("unpin UTS namespace", dir.uts()),
+        // It owns the others.
+        ("unpin user namespace", dir.user()),
     ] {
         steps.run(act, unpin(&pin));
     }

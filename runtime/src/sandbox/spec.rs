@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::resources::Resources;
+use crate::{resources::Resources, user_namespace::UserNamespace};
 
 /// Which face an object belongs to: each has its own names, and lists only its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -133,6 +133,9 @@ pub struct SandboxSpec {
     pub cgroup_parent: String,
     /// Namespaces.
     pub namespaces: Namespaces,
+    /// A user namespace of its own, which owns its other namespaces; `None`: the host's.
+    #[serde(default)]
+    pub user_namespace: Option<UserNamespace>,
     /// Kernel parameters of its namespaces (`net.core.somaxconn` or `net/core/somaxconn`).
     pub sysctls: BTreeMap<String, String>,
     /// A privileged container may be made in it.

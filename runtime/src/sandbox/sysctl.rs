@@ -86,17 +86,42 @@ impl Sysctl {
 }
 
 /// What a sandbox gets unless it says otherwise.
-pub(crate) fn defaults(namespaces: Namespaces, ports: bool, icmp: bool) -> Vec<(&'static str, &'static str)> {
+///
+/// `groups`: how many a user namespace of its own has; the kernel takes a range of those alone.
+pub(crate) fn defaults(
+    namespaces: Namespaces,
+    ports: bool,
+    icmp: bool,
+    groups: Option<u32>,
+) -> Vec<(&'static str, String)> {
     let own = namespaces.network == NetworkMode::Sandbox;
-    [("net.ipv4.ip_unprivileged_port_start", "0", ports), ("net.ipv4.ping_group_range", "0 2147483647", icmp)]
-        .into_iter()
-        .filter(|(_, _, wanted)| own && *wanted)
-        .map(|(name, value, _)| (name, value))
-        .collect()
+    let last = groups.map_or(i32::MAX.cast_unsigned(), |groups| groups.saturating_sub(1).min(i32::MAX.cast_unsigned()));
+    [
+        ("net.ipv4.ip_unprivileged_port_start", "0".to_owned(), ports),
+        ("net.ipv4.ping_group_range", format!("0 {last}"), icmp),
+    ]
+    .into_iter()
+    .filter(|(_, _, wanted)| own && *wanted)
+    .map(|(name, value, _)| (name, value))
+    .collect()
+}
+
+/// Checked parameters, and those of `defaults` that they do not name and this kernel has: values by path below `/proc/sys`.
+pub(crate) fn writes(asked: &BTreeMap<String, String>, defaults: &[(&str, String)]) -> BTreeMap<String, String> {
+    let path = |name: &str| Some(Sysctl::parse(name)?.path.to_str()?.to_owned());
+    let asked: BTreeMap<String, String> =
+        asked.iter().filter_map(|(name, value)| Some((path(name)?, value.clone()))).collect();
+    let mut all: BTreeMap<String, String> = defaults
+        .iter()
+        .filter_map(|(name, value)| Some((path(name)?, value.clone())))
+        .filter(|(path, _)| PathBuf::from("/proc/sys").join(path).exists())
+        .collect();
+    all.extend(asked);
+    all
 }
 
 /// Sets checked parameters and, before them, those of `defaults` that they do not name. On the namespace thread.
-pub(crate) fn apply(asked: &BTreeMap<String, String>, defaults: &[(&str, &str)]) -> Result<(), SysctlError> {
+pub(crate) fn apply(asked: &BTreeMap<String, String>, defaults: &[(&str, String)]) -> Result<(), SysctlError> {
     let asked: Vec<_> =
         asked.iter().filter_map(|(name, value)| Some((Sysctl::parse(name)?.path, value.as_str()))).collect();
     for (name, value) in defaults {
@@ -186,7 +211,20 @@ mod tests {
         assert!(Sysctl::check("kernel.shmmax", "1", network).is_ok());
         let ipc = Namespaces { ipc: IpcMode::Host, ..Default::default() };
         assert!(Sysctl::check("kernel.shmmax", "1", ipc).is_err());
-        assert!(defaults(network, true, true).is_empty());
+        assert!(defaults(network, true, true, None).is_empty());
+    }
+
+    #[test]
+    fn the_groups_that_may_ping_are_those_there_are() {
+        let range = |groups| {
+            let defaults = defaults(Namespaces::default(), true, true, groups);
+            writes(&BTreeMap::new(), &defaults).remove("net/ipv4/ping_group_range").unwrap()
+        };
+        assert_eq!(range(None), "0 2147483647");
+        assert_eq!(range(Some(65_536)), "0 65535");
+        let asked = BTreeMap::from([("net.ipv4.ping_group_range".to_owned(), "1 0".to_owned())]);
+        let writes = writes(&asked, &defaults(Namespaces::default(), true, true, Some(10)));
+        assert_eq!(writes["net/ipv4/ping_group_range"], "1 0", "the caller's word is the stronger one");
     }
 
     proptest::proptest! {

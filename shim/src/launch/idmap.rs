@@ -35,7 +35,7 @@ pub(super) fn outside(mappings: &[IdMapping], id: u32) -> u32 {
 }
 
 /// Writes both maps of a process that is alone in its new user namespace.
-pub(super) fn write_maps(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), LaunchError> {
+pub fn write_maps(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), LaunchError> {
     for (file, mappings) in [("gid_map", gids), ("uid_map", uids)] {
         if mappings.is_empty() {
             return Err(LaunchError::invalid(STEP, file, "a new user namespace needs mappings of users and groups"));

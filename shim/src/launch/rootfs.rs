@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 
 use keelson_sys::child::{Attributes, Op, Propagation};
 use keelson_sys::mount;
+use keelson_sys::namespace::{self, NamespaceKinds};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    fsconfig_create, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::{LaunchError, OverlayRootfs};
@@ -78,16 +79,57 @@ struct Layers<'a> {
     writable: Option<[(&'a Path, OwnedFd); 2]>,
     volatile: bool,
     shifted: bool,
+    /// What the lower ones are called in the working directory, where that is all they are known by.
+    names: Option<Vec<String>>,
 }
 
 impl<'a> Layers<'a> {
     fn open_lower(lower: &'a [PathBuf], shift: Option<&Shift<'_>>) -> Result<Layers<'a>, LaunchError> {
         let lower = lower.iter().map(|path| Ok((path.as_path(), folder(path, shift)?))).collect::<Result<_, _>>()?;
-        Ok(Layers { lower, writable: None, volatile: false, shifted: shift.is_some() })
+        Ok(Layers { lower, writable: None, volatile: false, shifted: shift.is_some(), names: None })
     }
 
     /// None: this kernel's fsconfig cannot take so many.
     fn mount(&self) -> Result<Option<OwnedFd>, LaunchError> {
+        if !self.shifted {
+            return self.mount_named();
+        }
+        match mount_overlay(self, Lower::Each) {
+            Err(failure) if [Errno::INVAL, Errno::BADF].iter().any(|errno| failure.errno == errno.raw_os_error()) => {}
+            other => return other.map(Some),
+        }
+        // Detached layers are taken since Linux 6.15. Before, a layer must be a mount of the caller's own namespace: the overlay is
+        // made on a thread that has one to itself for that moment, and is a detached mount afterwards.
+        namespace::in_new(NamespaceKinds::MOUNT, || self.attached()?.mount_named()).map_err(|error| {
+            LaunchError::system("create namespace", "mount", Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?
+    }
+
+    /// On a thread in a mount namespace of its own: the lower layers attached on a small filesystem, which becomes the working
+    /// directory, and the writable folders as this namespace has them.
+    fn attached(&self) -> Result<Layers<'a>, LaunchError> {
+        // Any folder that every host has and that holds no layers.
+        const PLACE: &str = "/sys";
+        let failed = |errno| LaunchError::system("attach layer", PLACE, errno);
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).map_err(failed)?;
+        rustix::mount::mount("tmpfs", PLACE, "tmpfs", MountFlags::empty(), None).map_err(failed)?;
+        rustix::process::chdir(PLACE).map_err(failed)?;
+        let mut names = Vec::with_capacity(self.lower.len());
+        for (number, (_, tree)) in self.lower.iter().enumerate() {
+            let name = number.to_string();
+            rustix::fs::mkdir(&name, Mode::RWXU).map_err(failed)?;
+            move_mount(tree, "", CWD, &name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed)?;
+            names.push(name);
+        }
+        let writable = match &self.writable {
+            Some([(upper, _), (work, _)]) => Some([(*upper, folder(upper, None)?), (*work, folder(work, None)?)]),
+            None => None,
+        };
+        Ok(Layers { lower: Vec::new(), writable, volatile: self.volatile, shifted: true, names: Some(names) })
+    }
+
+    fn mount_named(&self) -> Result<Option<OwnedFd>, LaunchError> {
         match mount_overlay(self, Lower::Each) {
             Err(failure) if failure.errno == Errno::INVAL.raw_os_error() && failure.object == "lowerdir+" => {}
             other => return other.map(Some),
@@ -156,8 +198,9 @@ fn mount_overlay(layers: &Layers<'_>, lower: Lower) -> Result<OwnedFd, LaunchErr
         error
     };
     let set = |key: &str, path: &Path, fd: &OwnedFd| {
-        // Shifted folders have no path; a path is used otherwise, because mountinfo shows it to people.
-        let result = if !layers.shifted && path.as_os_str().len() < 256 {
+        // Detached folders have no path; a path is used otherwise, because mountinfo shows it to people.
+        let has_path = !layers.shifted || layers.names.is_some();
+        let result = if has_path && path.as_os_str().len() < 256 {
             fsconfig_set_string(context.as_fd(), key, path)
         } else {
             match fsconfig_set_fd(context.as_fd(), key, fd.as_fd()) {
@@ -168,14 +211,20 @@ fn mount_overlay(layers: &Layers<'_>, lower: Lower) -> Result<OwnedFd, LaunchErr
         };
         result.map_err(|errno| failed(key, errno))
     };
-    match lower {
-        Lower::Each => {
+    match (lower, &layers.names) {
+        (Lower::Each, Some(names)) => {
+            for name in names {
+                fsconfig_set_string(context.as_fd(), "lowerdir+", name).map_err(|errno| failed("lowerdir+", errno))?;
+            }
+        }
+        (Lower::Each, None) => {
             for (path, fd) in &layers.lower {
                 set("lowerdir+", path, fd)?;
             }
         }
-        Lower::Joined => {
-            let names: Vec<String> = layers.lower.iter().map(|(_, fd)| name(fd)).collect();
+        (Lower::Joined, names) => {
+            let own = || layers.lower.iter().map(|(_, fd)| name(fd)).collect();
+            let names: Vec<String> = names.clone().unwrap_or_else(own);
             fsconfig_set_string(context.as_fd(), "lowerdir", names.join(":"))
                 .map_err(|errno| failed("lowerdir", errno))?;
         }

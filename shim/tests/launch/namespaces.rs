@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use keelson_shim::spec::{IdMapping, Namespace, NamespaceKind};
 use keelson_sys::namespace::{NamespaceKinds, in_new, pin, unpin};
 
-use crate::harness::Bundle;
+use crate::harness::{Bundle, Running};
 
 const KINDS: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
 
@@ -203,6 +203,14 @@ fn privileged_a_user_namespace_is_joined_and_owns_what_is_new() {
     bundle.process().capabilities.as_mut().unwrap().bounding.push("CAP_SYS_ADMIN".into());
     let text = bundle.output();
     assert_eq!(text, format!("0\n{user}\nrenamed\n"));
+    // With the holder's pid namespace too, the numbers that the kernel tells while cloning are those of that namespace.
+    let pid_namespace = format!("/proc/{}/ns/pid", held.pid);
+    bundle.linux().namespaces[0] = Namespace { kind: NamespaceKind::Pid, path: pid_namespace };
+    bundle.process().args = ["/bin/sleep", "1000"].map(str::to_owned).to_vec();
+    let running = Running::start(&bundle);
+    assert_eq!(fs::read_link(format!("/proc/{}/ns/user", running.created.pid)).unwrap().display().to_string(), user);
+    assert_eq!(running.shell("readlink /proc/self/ns/user"), format!("{user}\n"), "an exec is in it as well");
+    running.end();
     held.cgroup.kill().unwrap();
     keelson_sys::pidfd::wait(&held.pidfd).unwrap();
     holder.clean(&held);

@@ -38,6 +38,7 @@ fn the_settings_of_the_daemon() {
         "socket": "/s/keelson.sock",
         "cgroup": { "driver": "cgroupfs", "mode": "hybrid" },
         "seccomp": true,
+        "userNamespaces": false,
         "kernel": "6.1.0",
         "network": { "enabled": true, "bridge": about.config.network.bridge },
         "images": { "hostsDir": "/etc/keelson/certs.d" },

@@ -77,7 +77,7 @@ fn namespaces_survive_the_way_in_and_out() {
                 };
                 let config = v1::PodSandboxConfig { linux: security(options.clone()), ..config() };
                 let spec = decode(Some(config), String::new()).unwrap();
-                assert_eq!(encode_namespaces(spec.namespaces), options);
+                assert_eq!(encode_namespaces(&spec), options);
             }
         }
     }
@@ -103,7 +103,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
     fn userns(mode: i32) -> Option<v1::UserNamespace> {
         Some(v1::UserNamespace { mode, ..v1::UserNamespace::default() })
     }
-    let cases: [(&str, Spoil); 21] = [
+    let cases: [(&str, Spoil); 25] = [
         ("config.metadata: missing", |c| c.metadata = None),
         ("config.metadata.name: is empty", |c| metadata(c).name.clear()),
         ("config.metadata.namespace: is empty", |c| metadata(c).namespace.clear()),
@@ -124,8 +124,22 @@ fn what_cannot_be_meant_is_refused_by_name() {
         ("config.linux.security_context.namespace_options.pid: TARGET", |c| option(c, |o| o.pid = 3)),
         ("config.linux.security_context.namespace_options.ipc: want POD", |c| option(c, |o| o.ipc = 1)),
         ("config.linux.security_context.namespace_options.ipc: mode -1", |c| option(c, |o| o.ipc = -1)),
-        ("config.linux.security_context.namespace_options.userns_options: user namespaces are not built", |c| {
+        ("config.linux.security_context.namespace_options.userns_options: uids: 0 mappings", |c| {
             option(c, |o| o.userns_options = userns(0));
+        }),
+        ("config.linux.security_context.namespace_options.userns_options: uids: 2 mappings", |c| {
+            option(c, |o| o.userns_options = mapped(&[(0, 1000, 10), (0, 2000, 10)]));
+        }),
+        ("config.linux.security_context.namespace_options.userns_options: uids: id 0", |c| {
+            option(c, |o| o.userns_options = mapped(&[(1, 1000, 10)]));
+        }),
+        ("config.linux.security_context.namespace_options.userns_options: uids: a mapping of length 0", |c| {
+            option(c, |o| o.userns_options = mapped(&[(0, 1000, 0)]));
+        }),
+        ("config.linux.security_context.namespace_options.userns_options: mode NODE has no", |c| {
+            option(c, |o| {
+                o.userns_options = mapped(&[(0, 1000, 10)]).map(|users| v1::UserNamespace { mode: 2, ..users });
+            });
         }),
         ("config.linux.security_context.namespace_options.userns_options: want POD", |c| {
             option(c, |o| o.userns_options = userns(1));
@@ -145,6 +159,12 @@ fn what_cannot_be_meant_is_refused_by_name() {
     assert!(decode(None, String::new()).is_err());
 }
 
+fn mapped(ranges: &[(u32, u32, u32)]) -> Option<v1::UserNamespace> {
+    let range = |&(container_id, host_id, length): &(u32, u32, u32)| v1::IdMapping { host_id, container_id, length };
+    let ranges: Vec<_> = ranges.iter().map(range).collect();
+    Some(v1::UserNamespace { mode: 0, uids: ranges.clone(), gids: ranges })
+}
+
 fn port(container_port: i32, host_port: i32, host_ip: &str) -> v1::PortMapping {
     v1::PortMapping { protocol: 0, container_port, host_port, host_ip: host_ip.into() }
 }
@@ -156,4 +176,11 @@ fn the_hosts_user_namespace_may_be_asked_for() {
         ..v1::NamespaceOption::default()
     };
     assert!(decode(Some(v1::PodSandboxConfig { linux: security(options), ..config() }), String::new()).is_ok());
+}
+
+#[test]
+fn a_user_namespace_comes_back_as_it_was_asked_for() {
+    let options = v1::NamespaceOption { userns_options: mapped(&[(0, 1000, 100_000)]), ..Default::default() };
+    let decoded = v1::PodSandboxConfig { linux: security(options.clone()), ..config() };
+    assert_eq!(encode_namespaces(&decode(Some(decoded), String::new()).unwrap()), options);
 }

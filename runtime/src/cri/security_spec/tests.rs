@@ -103,7 +103,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
         }),
         ("supplemental_groups_policy: policy 2", |c| c.supplemental_groups_policy = 2),
         ("cgroup_mount_mode: mode 3", |c| c.cgroup_mount_mode = 3),
-        ("namespace_options.userns_options: user namespaces are not built", |c| {
+        ("namespace_options.userns_options: uids: 0 mappings", |c| {
             c.namespace_options = Some(v1::NamespaceOption {
                 userns_options: Some(v1::UserNamespace::default()),
                 ..v1::NamespaceOption::default()

@@ -12,7 +12,7 @@ use super::{Done, Member, Reply, Task, answer, tell::reached};
 use crate::{
     container::{
         self, ContainerError, ContainerSpec,
-        spec::ContainerPid,
+        spec::{ContainerPid, ContainerUsers},
         state::{Denied, Event, Request, State, Step, decide},
     },
     engine::{
@@ -72,6 +72,20 @@ impl Task {
             |field: &str, reason: &str| ContainerError::Invalid { field: field.into(), reason: reason.into() };
         if spec.security.privileged && !self.spec.privileged {
             return Err(invalid("privileged", "the sandbox is not privileged: run it so, or the container without"));
+        }
+        let same = match (&spec.security.user_namespace, &self.spec.user_namespace) {
+            (ContainerUsers::Sandbox, _) | (ContainerUsers::Host, None) => true,
+            (ContainerUsers::Mapped(asked), Some(has)) => asked == has,
+            (ContainerUsers::Host, Some(_)) | (ContainerUsers::Mapped(_), None) => false,
+        };
+        if !same {
+            let reason =
+                "not the user namespace of the sandbox: give the container the mode and the mappings of its sandbox";
+            return Err(invalid("namespace_options.userns_options", reason));
+        }
+        if self.spec.user_namespace.is_some() && spec.security.pid == ContainerPid::Host {
+            let reason = "the host's PID namespace with a user namespace: use the host's for neither or for both";
+            return Err(invalid("namespace_options.pid", reason));
         }
         let target_pid = match &spec.security.pid {
             ContainerPid::Target(target) => {
