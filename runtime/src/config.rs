@@ -36,6 +36,7 @@ pub struct Config {
     pub streaming: Streaming,
     pub cgroup: CgroupDriver,
     pub containers: Containers,
+    pub records: Records,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +158,14 @@ pub struct Nofile {
 pub enum DefaultSeccomp {
     RuntimeDefault,
     Unconfined,
+}
+
+/// How many records of what has ended are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Records {
+    pub exited_per_container: usize,
+    pub stopped_pods: usize,
+    pub stopped_pods_after: Duration,
 }
 
 /// What the command line puts over the file.

@@ -14,6 +14,7 @@ mod oci;
 mod reconcile;
 mod recover;
 pub mod resources;
+pub mod retire;
 pub mod sandbox;
 mod seccomp;
 pub mod session;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{engine::shared::Shared, sandbox::task::Command};
+use crate::{engine::shared::Shared, retire, sandbox::task::Command};
 
 /// Between two comparisons.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -25,5 +25,6 @@ pub(crate) async fn run(shared: Weak<Shared>) {
         for entry in shared.table.container_entries() {
             entry.stats.rest();
         }
+        retire::retire(&shared);
     }
 }

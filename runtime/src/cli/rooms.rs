@@ -10,6 +10,7 @@ use super::CliError;
 use crate::{
     config::{self, Config, Nofile},
     engine::{CgroupDriver, EngineConfig, Rlimit},
+    retire::Keep,
     streaming::StreamingConfig,
 };
 
@@ -22,6 +23,11 @@ pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
             config::CgroupDriver::Auto => CgroupDriver::Auto,
             config::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
             config::CgroupDriver::Systemd => CgroupDriver::Systemd,
+        },
+        keep: Keep {
+            per_container: config.records.exited_per_container,
+            pods: config.records.stopped_pods,
+            after: config.records.stopped_pods_after,
         },
         rlimits: vec![nofile(containers.nofile)],
         pids_limit: containers.pids_limit.map_or(0, |limit| i64::try_from(limit).unwrap_or(i64::MAX)),

@@ -13,8 +13,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     CgroupDriver, Config, Containers, DefaultSeccomp, Images, Log, LogFormat, LogLevel, Metrics, Network, Nofile,
-    Overrides, Platform, SOCKET_PATH_MAX, Streaming, Subnet, Traces,
-    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork, RawStreaming, RawTraces},
+    Overrides, Platform, Records, SOCKET_PATH_MAX, Streaming, Subnet, Traces,
+    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork, RawRecords, RawStreaming, RawTraces},
 };
 
 const DEFAULT_ROOT: &str = "/var/lib/keelson";
@@ -63,6 +63,7 @@ pub(super) fn check(raw: Raw, overrides: &Overrides) -> Result<Config, Bad> {
         streaming: streaming(raw.streaming)?,
         cgroup: word("cgroup.driver", raw.cgroup.driver.as_deref(), CgroupDriver::Auto, &DRIVERS)?,
         containers: containers(&raw.containers)?,
+        records: records(&raw.records)?,
         root,
         state,
         socket,
@@ -309,6 +310,21 @@ fn containers(raw: &RawContainers) -> Result<Containers, Bad> {
 fn cdi_dirs(folders: Option<&[String]>) -> Result<Vec<PathBuf>, Bad> {
     let Some(folders) = folders else { return Ok(vec!["/etc/cdi".into(), "/var/run/cdi".into()]) };
     folders.iter().map(|folder| path("containers.cdi_dirs", Some(Path::new(folder)), None, "")).collect()
+}
+
+fn records(raw: &RawRecords) -> Result<Records, Bad> {
+    let count = |value| usize::try_from(value).unwrap_or(usize::MAX);
+    let exited = at_least_one("records.exited_per_container", raw.exited_per_container, 5)?;
+    let seconds = raw.stopped_pods_after_seconds.unwrap_or(3600);
+    if seconds < 60 {
+        let want = "want at least 60: kubelet must have had the time to tell the cluster how the pod ended";
+        return Err(bad("records.stopped_pods_after_seconds", seconds, want));
+    }
+    Ok(Records {
+        exited_per_container: count(exited),
+        stopped_pods: count(raw.stopped_pods.unwrap_or(1000)),
+        stopped_pods_after: Duration::from_secs(seconds),
+    })
 }
 
 fn nofile(text: &str) -> Result<Nofile, Bad> {

@@ -19,6 +19,7 @@ pub(super) struct Raw {
     pub(super) streaming: RawStreaming,
     pub(super) cgroup: RawCgroup,
     pub(super) containers: RawContainers,
+    pub(super) records: RawRecords,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -87,6 +88,14 @@ pub(super) struct RawContainers {
     pub(super) log_line_max: Option<u64>,
     pub(super) seccomp: Option<String>,
     pub(super) cdi_dirs: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRecords {
+    pub(super) exited_per_container: Option<u64>,
+    pub(super) stopped_pods: Option<u64>,
+    pub(super) stopped_pods_after_seconds: Option<u64>,
 }
 
 /// A number, or the word `auto`.

@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use crate::retire::Keep;
+
 /// Who makes cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CgroupDriver {
@@ -44,6 +46,8 @@ pub struct EngineConfig {
     pub cdi_dirs: Vec<PathBuf>,
     /// Who makes cgroups.
     pub cgroup_driver: CgroupDriver,
+    /// How many records of what has ended are kept.
+    pub keep: Keep,
     /// Process limits of every container.
     pub rlimits: Vec<Rlimit>,
     /// Tasks per container when the request does not say; 0: unlimited.
@@ -70,6 +74,7 @@ impl EngineConfig {
             network: None,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             cgroup_driver: CgroupDriver::Auto,
+            keep: Keep::default(),
             rlimits: vec![Rlimit { name: "RLIMIT_NOFILE".into(), soft: 1024, hard: 524_288 }],
             pids_limit: 0,
             log_line_max: 16 * 1024,

@@ -66,6 +66,7 @@ impl Engine {
                         version: SandboxRecord::VERSION,
                         id,
                         created_at: self.shared.created_now(),
+                        stopped_at: None,
                         state: sandbox::state::State::Creating,
                         made_cgroup: false,
                         spec: spec.clone(),

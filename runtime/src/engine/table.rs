@@ -240,6 +240,7 @@ mod tests {
                 spec: Arc::default(),
                 phase: crate::sandbox::SandboxPhase::Ready,
                 created_at: i64::from(byte),
+                stopped_at: None,
                 addresses: Vec::new(),
                 netns: None,
                 holder_pid: None,

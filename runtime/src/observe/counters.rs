@@ -41,6 +41,9 @@ pub(crate) struct Counters {
     /// Work on the blocking pool, running or waiting for a thread.
     pub(crate) blocking: Gauge,
 
+    /// Records of what has ended that were removed because there were too many.
+    pub(crate) records_retired: Counter,
+
     /// Subscribers of container events.
     pub(crate) event_subscribers: Gauge,
     /// Events sent to subscribers.
@@ -92,6 +95,7 @@ pub(crate) fn counters() -> &'static Counters {
         shim_gone: Counter::new(),
         shim_protocol: Counter::new(),
         blocking: Gauge::new(),
+        records_retired: Counter::new(),
         event_subscribers: Gauge::new(),
         events_sent: Counter::new(),
         events_dropped: Counter::new(),

@@ -32,7 +32,10 @@ use super::{
 };
 use crate::{
     container::{self, ContainerError, ContainerSpec},
-    engine::{shared::Shared, table::SandboxEntry},
+    engine::{
+        shared::{Shared, now},
+        table::SandboxEntry,
+    },
     resources::Resources,
     shim_client::{ShimClient, ShimError},
     store::record::SandboxRecord,
@@ -228,15 +231,25 @@ impl Task {
                     answer(reply, Err(SandboxError::Exists { name, id: self.record.id.clone() }));
                 }
             },
-            Command::Stop(reply) => match decide(&self.record.state, Request::Stop) {
-                Ok(Step::Begin) => {
-                    self.waiting.stop.push(reply);
-                    self.stop();
+            Command::Stop(reply) => {
+                let first = self.record.stopped_at.is_none();
+                self.record.stopped_at.get_or_insert_with(now);
+                match decide(&self.record.state, Request::Stop) {
+                    Ok(Step::Begin) => {
+                        self.waiting.stop.push(reply);
+                        self.stop();
+                    }
+                    Ok(Step::Join | Step::After | Step::StopFirst) => self.waiting.stop.push(reply),
+                    Ok(Step::Done) => {
+                        if first {
+                            // A reboot had ended it. Now it is over for its owner, too.
+                            self.become_state(self.record.state.clone());
+                        }
+                        answer(reply, Ok(()));
+                    }
+                    Err(denied) => answer(reply, Err(self.denied("stop", denied.state))),
                 }
-                Ok(Step::Join | Step::After | Step::StopFirst) => self.waiting.stop.push(reply),
-                Ok(Step::Done) => answer(reply, Ok(())),
-                Err(denied) => answer(reply, Err(self.denied("stop", denied.state))),
-            },
+            }
             Command::Remove(reply) => {
                 self.waiting.remove.push(reply);
                 self.removing = true;

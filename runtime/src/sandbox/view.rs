@@ -28,6 +28,8 @@ pub struct SandboxView {
     pub phase: SandboxPhase,
     /// When it was asked for, nanoseconds since the epoch; strictly increasing within one daemon.
     pub created_at: i64,
+    /// When somebody first asked for its stop, nanoseconds since the epoch.
+    pub stopped_at: Option<i64>,
     /// Its addresses, the primary first; empty with the host's network or when not ready.
     pub addresses: Vec<IpAddr>,
     /// The pinned network namespace; none with the host's network.

@@ -27,6 +27,9 @@ pub(crate) struct SandboxRecord {
     pub(crate) version: u32,
     pub(crate) id: SandboxId,
     pub(crate) created_at: i64,
+    /// When somebody first asked for its stop, nanoseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stopped_at: Option<i64>,
     pub(crate) state: SandboxMachine,
     /// Its cgroup parent was not there before: we made it, we take it.
     #[serde(default)]
@@ -108,6 +111,7 @@ pub(crate) mod tests {
             version: SandboxRecord::VERSION,
             id: SandboxId::from_random([byte; 32]),
             created_at: 1_700_000_000_000_000_000,
+            stopped_at: None,
             state: SandboxMachine::Ready { addresses: vec!["10.4.0.7".parse().unwrap()], holder_pid: None },
             made_cgroup: true,
             spec: SandboxSpec { key, hostname: "web".into(), ..Default::default() },

@@ -26,6 +26,7 @@ pub(in crate::cri) fn view() -> SandboxView {
         }),
         phase: SandboxPhase::Ready,
         created_at: 1_700_000_000_123_456_789,
+        stopped_at: None,
         addresses: vec!["10.85.0.2".parse().unwrap(), "fd85::2".parse().unwrap()],
         netns: None,
         holder_pid: None,

@@ -10,6 +10,7 @@ fn view(byte: u8) -> Arc<SandboxView> {
         spec: Arc::default(),
         phase: SandboxPhase::Ready,
         created_at: 1,
+        stopped_at: None,
         addresses: Vec::new(),
         netns: None,
         holder_pid: None,

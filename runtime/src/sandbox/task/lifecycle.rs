@@ -193,6 +193,7 @@ impl Task {
             spec: Arc::clone(&self.spec),
             phase,
             created_at: self.record.created_at,
+            stopped_at: self.record.stopped_at,
             addresses: self.record.state.addresses().to_vec(),
             netns: (ready && own_network).then(|| dir.net()),
             holder_pid: match &self.record.state {
