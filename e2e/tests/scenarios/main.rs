@@ -2,10 +2,13 @@
 
 mod bad_input;
 mod containers;
+mod contract;
 mod crictl;
 mod devices;
+mod events;
 mod images;
 mod leaks;
+mod lists;
 mod logs;
 mod mounts;
 mod observe;
