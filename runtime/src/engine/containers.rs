@@ -11,7 +11,7 @@ use std::{
 use keelson_api::{ContainerId, SandboxId};
 use tokio::sync::oneshot;
 
-use super::{Engine, table::ContainerEntry};
+use super::{Engine, ErrorKind, table::ContainerEntry};
 use crate::{
     container::{self, ContainerError, ContainerSpec, ContainerState, ContainerView},
     resources::Resources,
@@ -21,6 +21,8 @@ use crate::{
 
 /// From the end of a shim's connection until its container's exit is on record, at most, and how often to look.
 const EXIT_SEEN: Duration = Duration::from_secs(5);
+/// The same when the shim is still there to say so.
+const EXIT_SAID: Duration = Duration::from_secs(1);
 const EXIT_LOOK: Duration = Duration::from_millis(5);
 
 impl Engine {
@@ -172,11 +174,19 @@ impl Engine {
         entry.shim().ok_or_else(|| denied("exiting"))
     }
 
-    /// Why a shim did not do it. One that is gone had nothing more to do: its container has ended, and the answer is the one that
-    /// a caller gets who asks after the exit is recorded.
+    /// Why a shim did not do it. One that is gone had nothing more to do, and one that says that the state is another mostly means
+    /// the same: its container has ended, and the answer is the one that a caller gets who asks after the exit is recorded.
     pub(super) async fn shim_failed(&self, id: &ContainerId, act: &'static str, error: ShimError) -> ContainerError {
-        if matches!(error, ShimError::Gone { .. }) {
-            let deadline = Instant::now() + EXIT_SEEN;
+        let patience = match &error {
+            ShimError::Gone { .. } => Some(EXIT_SEEN),
+            error if error.kind() == ErrorKind::State => Some(EXIT_SAID),
+            ShimError::Refused { .. }
+            | ShimError::Deadline { .. }
+            | ShimError::Unexpected { .. }
+            | ShimError::TooLong { .. } => None,
+        };
+        if let Some(patience) = patience {
+            let deadline = Instant::now() + patience;
             while Instant::now() < deadline {
                 match self.running(id, act) {
                     Err(ended) => return ended,
