@@ -43,6 +43,7 @@ impl Engine {
                 reason: format!("user namespaces cannot be had on this host: {reason}"),
             });
         }
+        let spec = Arc::new(spec);
         // The task that has the name may end at this very moment: a failed creation, a removal. Then the name is free.
         for _ in 0..NAME_TRIES {
             let id = self
@@ -52,7 +53,7 @@ impl Engine {
             let (reply, answer) = oneshot::channel();
             match self.shared.table.claim(&spec.key, id.clone()) {
                 Claim::Taken(entry) => {
-                    if entry.view().is_some_and(|view| *view.spec != spec) {
+                    if entry.view().is_some_and(|view| view.spec != spec) {
                         tracing::warn!(sandbox = %entry.id,
                             "asked to run a sandbox of the same name with another configuration: the first stays");
                     }
@@ -69,7 +70,7 @@ impl Engine {
                         stopped_at: None,
                         state: sandbox::state::State::Creating,
                         made_cgroup: false,
-                        spec: spec.clone(),
+                        spec: Arc::clone(&spec),
                     };
                     let mut task = Task::new(Arc::clone(&self.shared), entry, commands, record);
                     task.answer_to(reply);

@@ -117,7 +117,8 @@ fn answer(
 /// A sandbox in the host's namespaces: nothing of it is in the kernel.
 fn host_sandbox(byte: u8) -> SandboxRecord {
     let mut record = sandbox(byte);
-    record.spec.namespaces = Namespaces { network: NetworkMode::Host, pid: PidMode::Container, ipc: IpcMode::Host };
+    std::sync::Arc::make_mut(&mut record.spec).namespaces =
+        Namespaces { network: NetworkMode::Host, pid: PidMode::Container, ipc: IpcMode::Host };
     record.state = SandboxMachine::Ready { addresses: Vec::new(), holder_pid: None };
     record.made_cgroup = false;
     record
@@ -127,7 +128,7 @@ fn host_sandbox(byte: u8) -> SandboxRecord {
 fn lonely(byte: u8, state: ContainerMachine) -> ContainerRecord {
     let mut record = container(1, byte);
     record.cgroups_path = format!("/keelson-recovery-test-{}/{}", std::process::id(), record.id);
-    record.spec.key.name = byte.to_string();
+    std::sync::Arc::make_mut(&mut record.spec).key.name = byte.to_string();
     record.state = state;
     record
 }
@@ -222,7 +223,7 @@ async fn privileged_assumption_4_what_was_being_created_is_undone() {
     let node = Node::new();
     let mut unborn = host_sandbox(2);
     unborn.state = SandboxMachine::Creating;
-    unborn.spec.key.uid = "unborn".into();
+    std::sync::Arc::make_mut(&mut unborn.spec).key.uid = "unborn".into();
     let half = lonely(3, ContainerMachine::Creating);
     let of_unborn = ContainerRecord { sandbox: unborn.id.clone(), ..lonely(4, running()) };
     node.put(&[host_sandbox(1), unborn.clone()], &[half.clone(), of_unborn.clone()]);
@@ -237,7 +238,7 @@ async fn privileged_assumption_4_what_was_being_created_is_undone() {
         assert!(!path.exists(), "{}", path.display());
     }
     // Its name is free.
-    assert!(engine.run_sandbox(unborn.spec.clone()).await.is_ok_and(|id| id != unborn.id));
+    assert!(engine.run_sandbox((*unborn.spec).clone()).await.is_ok_and(|id| id != unborn.id));
     for view in engine.sandboxes() {
         engine.remove_sandbox(&view.id).await.unwrap();
     }
@@ -274,11 +275,11 @@ async fn privileged_assumption_6_promised_stops_and_removals_are_finished() {
     let removing = lonely(3, ContainerMachine::Removing(Exit::unseen(1, 2, "")));
     let mut gone = host_sandbox(7);
     gone.state = SandboxMachine::Removing;
-    gone.spec.key.uid = "gone".into();
+    std::sync::Arc::make_mut(&mut gone.spec).key.uid = "gone".into();
     let of_gone = ContainerRecord { sandbox: gone.id.clone(), ..lonely(4, running()) };
     let mut closing = host_sandbox(8);
     closing.state = SandboxMachine::Stopping;
-    closing.spec.key.uid = "closing".into();
+    std::sync::Arc::make_mut(&mut closing.spec).key.uid = "closing".into();
     let of_closing = ContainerRecord { sandbox: closing.id.clone(), ..lonely(5, running()) };
     node.put(
         &[host_sandbox(1), gone.clone(), closing.clone()],

@@ -20,7 +20,7 @@ fn sandbox(byte: u8, name: &str, stopped_at: Option<i64>) -> Arc<SandboxView> {
 
 fn container(sandbox: u8, byte: u8, name: &str, ended: bool) -> Arc<ContainerView> {
     let record = crate::store::record::tests::container(sandbox, byte);
-    let mut spec = record.spec.clone();
+    let mut spec = (*record.spec).clone();
     spec.key.name = name.into();
     let exit = Exit { code: 0, reason: ExitReason::Completed, message: String::new(), started_at: 1, finished_at: 2 };
     Arc::new(ContainerView {

@@ -120,7 +120,7 @@ pub(crate) struct Task {
 
 impl Task {
     pub(crate) fn new(shared: Arc<Shared>, entry: Arc<SandboxEntry>, commands: Queue, record: SandboxRecord) -> Self {
-        let spec = Arc::new(record.spec.clone());
+        let spec = Arc::clone(&record.spec);
         Self {
             shared,
             entry,

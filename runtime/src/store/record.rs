@@ -2,6 +2,8 @@
 //! Plain data, written by the sandboxes' tasks, read at recovery. The JSON form is a contract: `runtime/testdata` has one of each.
 //! Owns the version numbers. Must never lose a caller's label or annotation: kubelet restores its own state from them.
 
+use std::sync::Arc;
+
 use keelson_api::{ContainerId, SandboxId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -14,6 +16,21 @@ use crate::{
     resources::Resources,
     sandbox::{spec::SandboxSpec, state::State as SandboxMachine},
 };
+
+/// A request is by far the largest part of a record: record, task and views have it in common.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        T::serialize(value, serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
+}
 
 /// A record with a layout version.
 pub(crate) trait Record: DeserializeOwned {
@@ -34,7 +51,8 @@ pub(crate) struct SandboxRecord {
     /// Its cgroup parent was not there before: we made it, we take it.
     #[serde(default)]
     pub(crate) made_cgroup: bool,
-    pub(crate) spec: SandboxSpec,
+    #[serde(with = "shared")]
+    pub(crate) spec: Arc<SandboxSpec>,
 }
 
 /// What is kept of a container.
@@ -60,7 +78,8 @@ pub(crate) struct ContainerRecord {
     /// `linux.cgroupsPath` of its spec.
     #[serde(default)]
     pub(crate) cgroups_path: String,
-    pub(crate) spec: ContainerSpec,
+    #[serde(with = "shared")]
+    pub(crate) spec: Arc<ContainerSpec>,
 }
 
 impl Record for SandboxRecord {
@@ -114,7 +133,7 @@ pub(crate) mod tests {
             stopped_at: None,
             state: SandboxMachine::Ready { addresses: vec!["10.4.0.7".parse().unwrap()], holder_pid: None },
             made_cgroup: true,
-            spec: SandboxSpec { key, hostname: "web".into(), ..Default::default() },
+            spec: Arc::new(SandboxSpec { key, hostname: "web".into(), ..Default::default() }),
         }
     }
 
@@ -133,12 +152,12 @@ pub(crate) mod tests {
             stop_signal: 15,
             user: User { uid: 1000, gid: 1000, additional_gids: vec![1000] },
             cgroups_path: "/kubepods/pod1/x".into(),
-            spec: ContainerSpec {
+            spec: Arc::new(ContainerSpec {
                 image: "registry.example/web:1".into(),
                 labels: [("io.kubernetes.container.name".to_owned(), "web".to_owned())].into(),
                 env: vec![crate::container::spec::EnvVar { name: "RAW".into(), value: vec![0xff, 0xfe] }],
                 ..Default::default()
-            },
+            }),
         }
     }
 

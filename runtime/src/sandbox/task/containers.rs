@@ -119,7 +119,7 @@ impl Task {
                 id.as_str(),
             ),
             id,
-            spec,
+            spec: Arc::new(spec),
         };
         Ok(container::create::Order { record, sandbox: self.record.clone(), image: Arc::clone(image), target_pid })
     }

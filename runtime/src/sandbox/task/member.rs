@@ -39,7 +39,7 @@ pub(crate) struct Member {
 
 impl Member {
     pub(crate) fn new(record: ContainerRecord, entry: Arc<ContainerEntry>) -> Self {
-        let spec = Arc::new(record.spec.clone());
+        let spec = Arc::clone(&record.spec);
         Self {
             record,
             spec,
