@@ -36,6 +36,9 @@ macro_rules! lab {
     };
 }
 
+#[path = "engine/retire.rs"]
+mod retire;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_a_pod_runs_answers_and_leaves_nothing() {
     let lab = lab!("a_pod_runs");

@@ -205,6 +205,7 @@ fn a_list_above_the_largest_message_streams_whole_in_small_ones() {
         let items: Vec<_> = messages.into_iter().flat_map(|message| message.pod_sandboxes).collect();
         ensure!(items.len() == PODS);
         for (item, config) in items.iter().zip(&configs) {
+            cri.remove_pod(&item.id).await?;
             ensure!(
                 item.annotations == config.annotations && item.state() == PodSandboxState::SandboxReady,
                 "{}",

@@ -96,6 +96,8 @@ fn images(page: &mut Page, census: &Census) {
 
 /// Events, streaming, traces.
 fn streams(page: &mut Page, now: &Counters) {
+    let help = "Records of ended containers and pods that were removed because there were too many.";
+    page.single("keelson_records_retired_total", Kind::Counter, help, now.records_retired.get());
     let help = "Subscribers of container events.";
     page.single("keelson_event_subscribers", Kind::Gauge, help, now.event_subscribers.get());
     let help = "Container events handed to subscribers.";

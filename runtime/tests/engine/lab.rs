@@ -75,7 +75,8 @@ impl Lab {
         Ok(lab)
     }
 
-    fn config(&self) -> EngineConfig {
+    /// What an engine on these folders is opened with.
+    pub(crate) fn config(&self) -> EngineConfig {
         let root = self.folder.join("root");
         let images = keelson_imageservice::Config { root: root.clone(), ..Default::default() };
         let network = keelson_network::Config::new(root.join("network"), &self.bridge);
