@@ -1,4 +1,5 @@
-//! Benchmarks against the peers, interleaved in one run: H1, H3, H4, H5, H8, H11 of the project's targets.
+//! Benchmarks against the peers, interleaved in one run: H1, H3, H4, H5, H8, H11 of the project's targets,
+//! and what being looked at costs.
 //! Runs in the `keelson-e2e` tool on release builds, as root. Owns the daemons it starts and their scratch folders.
 //! Must report ratios, with min, p50, p99, CPU time and a floor beside; must never assert a time.
 
@@ -7,6 +8,7 @@ mod figures;
 mod memory;
 mod oci;
 mod pods;
+mod seeing;
 mod suite;
 
 use anyhow::Result;
@@ -18,7 +20,7 @@ pub use oci::lives as oci_lives;
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Only this figure: h1, h3, h4, h5, h8, h11.
+    /// Only this figure: h1, h3, h4, h5, h8, seeing, h11.
     #[arg(default_value = "")]
     pub only: String,
     /// Rounds: in each, every contender has its turn.
@@ -59,6 +61,9 @@ pub fn run(options: &Options) -> Result<()> {
             }
             anyhow::Ok(())
         })?;
+    }
+    if wants("seeing") {
+        tokio.block_on(seeing::h1(options, &mut table))?;
     }
     if wants("h11") {
         suite::h11(options, &mut table)?;

@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod bench;
 pub mod cache;
+pub mod collector;
 pub mod critest;
 pub mod images;
 pub mod newest;

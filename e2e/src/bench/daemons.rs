@@ -56,16 +56,24 @@ const CONTAINERD: &str = "containerd+runc";
 pub(super) const NAMES: [&str; 2] = [OURS, CONTAINERD];
 
 fn keelson() -> Result<Contender> {
-    let node = Node::start()?;
-    Ok(Contender {
-        name: OURS,
-        cri: node.cri()?,
-        logs: node.logs_dir().to_owned(),
-        kind: Kind::Keelson(Box::new(node)),
-    })
+    keelson_with(OURS, "")
+}
+
+/// One of our own daemons, with more configuration.
+pub(super) fn keelson_with(name: &'static str, config: &str) -> Result<Contender> {
+    let node = Node::start_with(config)?;
+    Ok(Contender { name, cri: node.cri()?, logs: node.logs_dir().to_owned(), kind: Kind::Keelson(Box::new(node)) })
 }
 
 impl Contender {
+    /// State folder of one of our own.
+    pub(super) fn state(&self) -> Option<&Path> {
+        match &self.kind {
+            Kind::Keelson(node) => Some(node.state_dir()),
+            Kind::Containerd(_) => None,
+        }
+    }
+
     /// Where it serves, as a URL.
     pub(super) fn endpoint(&self) -> String {
         let socket = match &self.kind {

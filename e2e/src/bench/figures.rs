@@ -71,7 +71,11 @@ impl fmt::Display for Table {
         for row in &self.figures {
             let cpu = row.cpu_ms.map_or_else(|| "-".into(), |c| format!("{c:.2}"));
             let ratio = match self.ours(&row.figure) {
-                Some(ours) if row.contender != OURS && ours > 0.0 => format!("{:.1}x", row.p50 / ours),
+                Some(ours) if row.contender != OURS && ours > 0.0 => {
+                    let ratio = row.p50 / ours;
+                    // Contenders that are nearly the same are told apart by the percent.
+                    if (0.5..2.0).contains(&ratio) { format!("{ratio:.3}x") } else { format!("{ratio:.1}x") }
+                }
                 _ => "-".into(),
             };
             writeln!(

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Proportional set size of a process, MB.
-fn pss(pid: u32) -> f64 {
+pub(super) fn pss(pid: u32) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let kib = text
         .lines()

@@ -1,18 +1,20 @@
 //! Seeing inside: numbers that move and parse, health, a log that changes its level, traces that go on with the caller's.
 
-mod collector;
 mod exposition;
 
 use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1 as cri;
-use keelson_e2e::node::{Node, container, eventually, pod};
+use keelson_e2e::{
+    collector::Collector,
+    node::{Node, container, eventually, pod},
+};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::metadata::MetadataValue;
 
-use self::{collector::Collector, exposition::Page};
+use self::exposition::Page;
 use crate::{scenario, scenario_with};
 
 /// Status line, headers, body.

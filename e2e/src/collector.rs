@@ -1,4 +1,6 @@
-//! A collector of traces for tests: OTLP over gRPC on a loopback port, keeping what it is sent. On a thread and a runtime of its own.
+//! A collector of traces for tests and benchmarks: OTLP over gRPC on a loopback port, keeping what it is sent.
+//! On a thread and a runtime of its own, which end when it is dropped. Owns the spans it was sent.
+//! Must never be slower than what it looks at.
 
 use std::{
     net::SocketAddr,
@@ -17,25 +19,26 @@ use tonic::{Request, Response, Status};
 
 /// A span as it arrived.
 #[derive(Debug, Clone)]
-pub(crate) struct Span {
-    pub(crate) name: String,
+pub struct Span {
+    pub name: String,
     /// In hexadecimal.
-    pub(crate) trace: String,
-    pub(crate) id: String,
+    pub trace: String,
+    pub id: String,
     /// Empty: none.
-    pub(crate) parent: String,
-    pub(crate) state: String,
-    pub(crate) nanos: u64,
+    pub parent: String,
+    pub state: String,
+    pub nanos: u64,
     attributes: Vec<(String, String)>,
 }
 
 impl Span {
-    pub(crate) fn attribute(&self, key: &str) -> Option<&str> {
+    /// The value of an attribute.
+    pub fn attribute(&self, key: &str) -> Option<&str> {
         self.attributes.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// Whether a span of this name is above it, at any distance.
-    pub(crate) fn has_ancestor(&self, all: &[Span], name: &str) -> bool {
+    pub fn has_ancestor(&self, all: &[Span], name: &str) -> bool {
         let above = all.iter().find(|span| span.trace == self.trace && span.id == self.parent);
         above.is_some_and(|span| span.name == name || span.has_ancestor(all, name))
     }
@@ -48,36 +51,53 @@ struct Kept {
 }
 
 /// A running collector; ends when dropped.
-pub(crate) struct Collector {
+pub struct Collector {
     address: SocketAddr,
     kept: Arc<Mutex<Kept>>,
-    _runtime: tokio::runtime::Runtime,
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Collector {
-    pub(crate) fn start() -> Result<Collector> {
+    /// On a free port.
+    pub fn start() -> Result<Collector> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let kept: Arc<Mutex<Kept>> = Arc::default();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
         let service = TraceServiceServer::new(Service(kept.clone()));
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
         runtime.spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-        Ok(Collector { address, kept, _runtime: runtime })
+        Ok(Collector { address, kept, runtime: Some(runtime) })
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Where it takes spans.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub(crate) fn spans(&self) -> Vec<Span> {
+    /// All spans so far.
+    pub fn spans(&self) -> Vec<Span> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).spans.clone()
     }
 
     /// An attribute of whoever sent the spans.
-    pub(crate) fn resource(&self, key: &str) -> Option<String> {
+    pub fn resource(&self, key: &str) -> Option<String> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.resource.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        // Also inside another runtime, where waiting is not allowed.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
