@@ -2,9 +2,11 @@
 //! Called from blocking threads of the daemon on the hot path of a container's creation: three mkdirs and a link, no sync.
 //! Owns the names and types here; the folder belongs to [`ImageService`](crate::ImageService). Must never mount anything.
 
-use std::{fmt, io, path::PathBuf, str::FromStr};
+use std::{fmt, io, path::PathBuf, str::FromStr, time::SystemTime};
 
 use keelson_api::{ContainerId, Digest};
+
+use crate::usage::FsUsage;
 
 /// Name of a snapshot: what its owner calls it. 1 to 128 of `[a-zA-Z0-9_.-]`, not starting with a dot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,6 +70,15 @@ pub struct Snapshot {
     pub upper: PathBuf,
     /// overlayfs's own scratch folder.
     pub work: PathBuf,
+}
+
+/// How much a writable layer holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotUsage {
+    /// What was found.
+    pub usage: FsUsage,
+    /// When; none: it was not measured since the service was opened.
+    pub measured_at: Option<SystemTime>,
 }
 
 /// Why a snapshot could not be prepared, found or discarded.

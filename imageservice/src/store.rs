@@ -20,7 +20,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Instant,
+    time::SystemTime,
 };
 
 use keelson_api::Digest;
@@ -66,7 +66,8 @@ struct State {
 #[derive(Debug)]
 struct SnapshotState {
     image: Digest,
-    measured: Option<(Instant, FsUsage)>,
+    /// When a walk ended, and what it found.
+    measured: Option<(SystemTime, FsUsage)>,
 }
 
 /// Why the service did not open.

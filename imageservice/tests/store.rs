@@ -287,11 +287,15 @@ fn privileged_writes_are_measured_and_the_root_has_the_images_owner() {
     assert_eq!((upper.mode() & 0o7777, upper.uid(), upper.gid()), (0o1750, 7, 8));
     std::fs::write(made.upper.join("a"), vec![1; 100_000]).unwrap();
     std::fs::create_dir(made.upper.join("d")).unwrap();
-    let usage = store.get().snapshot_usage(&key("c"));
+    let known = store.get().snapshot_usage(&key("c"));
+    assert!(known.usage.used_bytes == 0 && known.measured_at.is_some(), "a new layer is empty: {known:?}");
+    store.get().measure_snapshot(&key("c"));
+    let usage = store.get().snapshot_usage(&key("c")).usage;
+    assert_eq!(usage, store.get().snapshots_usage());
     assert_eq!(usage.inodes_used, 2);
     assert!((100_000..200_000).contains(&usage.used_bytes), "{usage:?}");
     assert_eq!(usage.mountpoint, store.root());
-    assert_eq!(store.get().snapshot_usage(&key("none")).used_bytes, 0);
+    assert_eq!(store.get().snapshot_usage(&key("none")).measured_at, None);
 }
 
 #[test]

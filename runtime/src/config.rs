@@ -37,6 +37,13 @@ pub struct Config {
     pub cgroup: CgroupDriver,
     pub containers: Containers,
     pub records: Records,
+    pub stats: Stats,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// How often the use of writable layers is measured while somebody asks for it; at least a second.
+    pub writable_layer_period: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

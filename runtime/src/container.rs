@@ -11,6 +11,7 @@ pub(crate) mod release;
 pub(crate) mod signal;
 pub mod spec;
 pub(crate) mod state;
+pub(crate) mod update;
 pub mod view;
 
 pub use error::ContainerError;

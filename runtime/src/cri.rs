@@ -44,6 +44,7 @@ mod sandbox_spec;
 mod sandbox_stats;
 mod sandbox_status;
 mod sandbox_stop;
+mod sandbox_update;
 mod sandbox_view;
 mod security_spec;
 pub mod server;
@@ -174,6 +175,8 @@ service! {
             -> ListMetricDescriptorsResponse = metric_descriptors;
         list_pod_sandbox_metrics "ListPodSandboxMetrics" (ListPodSandboxMetricsRequest)
             -> ListPodSandboxMetricsResponse = sandbox_list_metrics;
+        update_pod_sandbox_resources "UpdatePodSandboxResources" (UpdatePodSandboxResourcesRequest)
+            -> UpdatePodSandboxResourcesResponse = sandbox_update;
         update_runtime_config "UpdateRuntimeConfig" (UpdateRuntimeConfigRequest)
             -> UpdateRuntimeConfigResponse = runtime_update;
     }
@@ -198,9 +201,6 @@ service! {
             "checkpoints";
         checkpoint_pod "CheckpointPod" (CheckpointPodRequest) -> v1::CheckpointPodResponse, "checkpoints";
         restore_pod "RestorePod" (RestorePodRequest) -> v1::RestorePodResponse, "checkpoints";
-        update_pod_sandbox_resources "UpdatePodSandboxResources" (UpdatePodSandboxResourcesRequest)
-            -> v1::UpdatePodSandboxResourcesResponse,
-            "being told of a pod's limits; kubelet has set them on the pod's cgroup itself";
     }
 }
 

@@ -15,7 +15,7 @@ mod sandboxes;
 mod sessions;
 pub(crate) mod shared;
 mod stats;
-mod status;
+pub(crate) mod status;
 pub(crate) mod table;
 
 use std::{
@@ -33,7 +33,7 @@ pub use status::{EngineStatus, Features};
 
 use self::shared::{Shared, blocking};
 pub use crate::session::{AttachSession, AttachSpec, Detached, ExecSession, ExecSpec, Size, port::PortError};
-use crate::{reconcile, recover, sandbox::task::Command};
+use crate::{reconcile, recover, sandbox::task::Command, stats::layers};
 
 /// How long `drain` waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -42,7 +42,8 @@ const DRAIN: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
-    reconciler: Arc<tokio::task::AbortHandle>,
+    /// The reconciler, and what keeps figures of writable layers new.
+    background: Arc<[tokio::task::AbortHandle; 2]>,
 }
 
 impl Engine {
@@ -54,7 +55,9 @@ impl Engine {
         let shared = blocking(move || open::open(config)).await?;
         recover::recover(&shared).await?;
         let reconciler = tokio::spawn(reconcile::run(Arc::downgrade(&shared))).abort_handle();
-        Ok(Self { shared, reconciler: Arc::new(reconciler) })
+        let measurer = layers::run(Arc::downgrade(&shared), Arc::clone(&shared.layers));
+        let background = Arc::new([reconciler, tokio::spawn(measurer).abort_handle()]);
+        Ok(Self { shared, background })
     }
 
     /// The images.
@@ -66,7 +69,7 @@ impl Engine {
     /// Takes no more requests, ends what is under way, writes every record. Containers go on.
     pub async fn drain(&self) {
         self.shared.draining.store(true, Ordering::Release);
-        self.reconciler.abort();
+        self.background.iter().for_each(tokio::task::AbortHandle::abort);
         for entry in self.shared.table.all_sandboxes() {
             // A task that has ended needs not be told.
             let _ = entry.commands.send(Command::Drain).await;

@@ -119,6 +119,56 @@ impl Resources {
         }
     }
 
+    /// What an update of a container with these limits comes to. The limit of swap counts memory too, so one of the two is never
+    /// changed without the other: who changes memory alone keeps the allowance of swap above it.
+    #[must_use]
+    pub(crate) fn completed(&self, mut change: Self) -> Self {
+        match (change.memory_limit, change.memory_swap_limit) {
+            (None, Some(_)) => change.memory_limit = self.memory_limit,
+            (Some(-1), None) => change.memory_swap_limit = self.memory_swap_limit.map(|_| -1),
+            (Some(new), None) => {
+                if let (Some(memory @ 1..), Some(both @ 1..)) = (self.memory_limit, self.memory_swap_limit) {
+                    change.memory_swap_limit = Some(new.saturating_add(both.saturating_sub(memory)));
+                }
+            }
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        change
+    }
+
+    /// What takes an update back that was made of these limits: the old value of everything that `change` names, and where there
+    /// was none the kernel's own.
+    #[must_use]
+    pub(crate) fn undoing(&self, change: &Self) -> Self {
+        fn old<T>(change: Option<T>, old: Option<T>, kernel: T) -> Option<T> {
+            change.map(|_| old.unwrap_or(kernel))
+        }
+        let text = |new: &String, old: &String| if new.is_empty() { String::new() } else { old.clone() };
+        Self {
+            cpu_period: old(change.cpu_period, self.cpu_period, 100_000),
+            cpu_quota: old(change.cpu_quota, self.cpu_quota, -1),
+            cpu_shares: old(change.cpu_shares, self.cpu_shares, 1024),
+            cpuset_cpus: text(&change.cpuset_cpus, &self.cpuset_cpus),
+            cpuset_mems: text(&change.cpuset_mems, &self.cpuset_mems),
+            memory_limit: old(change.memory_limit, self.memory_limit, -1),
+            memory_swap_limit: old(change.memory_swap_limit, self.memory_swap_limit, -1),
+            oom_score_adj: None,
+            pids_limit: old(change.pids_limit, self.pids_limit, -1),
+            hugepage_limits: self
+                .hugepage_limits
+                .iter()
+                .filter(|old| change.hugepage_limits.iter().any(|new| new.page_size == old.page_size))
+                .cloned()
+                .collect(),
+            unified: self
+                .unified
+                .iter()
+                .filter(|(file, _)| change.unified.contains_key(*file))
+                .map(|(file, value)| (file.clone(), value.clone()))
+                .collect(),
+        }
+    }
+
     /// As the OCI runtime spec writes them, devices left out.
     #[must_use]
     pub(crate) fn to_oci(&self) -> LinuxResources {
@@ -183,6 +233,50 @@ mod tests {
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn memory_and_swap_change_together() {
+        let of =
+            |memory_limit, memory_swap_limit| Resources { memory_limit, memory_swap_limit, ..Resources::default() };
+        for (had, change, want) in [
+            // No swap above memory stays none; 50 stay 50.
+            (of(Some(100), Some(100)), of(Some(300), None), of(Some(300), Some(300))),
+            (of(Some(100), Some(150)), of(Some(80), None), of(Some(80), Some(130))),
+            (of(Some(100), Some(-1)), of(Some(80), None), of(Some(80), None)),
+            (of(Some(100), None), of(Some(80), None), of(Some(80), None)),
+            // No limit of memory, none of both.
+            (of(Some(100), Some(100)), of(Some(-1), None), of(Some(-1), Some(-1))),
+            // v2 counts swap alone: it needs to know memory.
+            (of(Some(100), Some(100)), of(None, Some(120)), of(Some(100), Some(120))),
+            (of(Some(100), None), of(Some(80), Some(90)), of(Some(80), Some(90))),
+            (of(Some(100), Some(100)), of(None, None), of(None, None)),
+        ] {
+            assert_eq!(had.completed(change.clone()), want, "{had:?} {change:?}");
+            assert!(had.merged(&want).check().is_ok(), "{had:?} {change:?}");
+        }
+    }
+
+    #[test]
+    fn an_update_is_taken_back_by_what_was_or_what_the_kernel_has() {
+        let had = Resources {
+            cpu_shares: Some(2),
+            unified: [("memory.high".to_owned(), "5".to_owned())].into(),
+            ..Default::default()
+        };
+        let change = Resources {
+            cpu_shares: Some(9),
+            cpu_quota: Some(1000),
+            memory_limit: Some(7),
+            unified: [("memory.high", "6"), ("memory.low", "1")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            ..Default::default()
+        };
+        let undo = had.undoing(&change);
+        assert_eq!(
+            (undo.cpu_shares, undo.cpu_quota, undo.memory_limit, undo.cpu_period),
+            (Some(2), Some(-1), Some(-1), None)
+        );
+        assert_eq!(undo.unified, had.unified);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Owns nothing; the open files of a cgroup belong to its entry in the table. Must never touch a path of a container's own filesystem.
 
 pub(crate) mod detail;
+pub(crate) mod layers;
 mod process;
 pub(crate) mod read;
 pub(crate) mod slot;
@@ -12,6 +13,7 @@ mod traffic;
 use std::{path::PathBuf, sync::Arc};
 
 pub use detail::{ContainerDetail, Counted, Device, Filesystem, SandboxDetail};
+use keelson_imageservice::FsUsage;
 pub use keelson_network::Traffic;
 pub use keelson_shim::cgroup::{Average, DeviceIo, HugepageStats, MemoryStats, Pressure, Stats as Counts, SwapStats};
 pub use process::Processes;
@@ -29,6 +31,14 @@ pub struct FsUse {
     pub inodes_used: u64,
     /// When it was read, nanoseconds since the epoch.
     pub timestamp: i64,
+}
+
+impl FsUse {
+    /// As it was at this moment.
+    pub(crate) fn of(usage: FsUsage, timestamp: i64) -> Self {
+        let FsUsage { mountpoint, used_bytes, inodes_used } = usage;
+        Self { mountpoint, used_bytes, inodes_used, timestamp }
+    }
 }
 
 /// What a cgroup uses at one moment; an absent value is one the host's cgroups do not tell.

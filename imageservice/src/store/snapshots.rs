@@ -3,12 +3,7 @@
 //! Owns the content of `snapshots/<key>`: the link `image`, then `upper`, then `work`, in this order, so that `work` means whole.
 //! Must never reach into `upper` by path: what is in it was written by a container.
 
-use std::{
-    collections::HashSet,
-    io,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, io, path::Path, time::SystemTime};
 
 use keelson_api::Digest;
 use rustix::{
@@ -23,12 +18,9 @@ use super::{
 use crate::{
     disk,
     image::ImageId,
-    snapshot::{Snapshot, SnapshotError, SnapshotKey},
+    snapshot::{Snapshot, SnapshotError, SnapshotKey, SnapshotUsage},
     usage::{self, FsUsage},
 };
-
-/// How long a measured snapshot is believed: the kubelet asks each ten seconds.
-const MEASURE_AGE: Duration = Duration::from_secs(9);
 
 impl ImageService {
     /// Makes a writable layer over an image. Repeating it with the same image returns the same snapshot.
@@ -51,7 +43,10 @@ impl ImageService {
             None => false,
         };
         // From here on, a removal of the image leaves its layers.
-        state.snapshots.entry(key.clone()).or_insert(SnapshotState { image: *image, measured: None });
+        state.snapshots.entry(key.clone()).or_insert_with(|| {
+            // Nothing is written yet.
+            SnapshotState { image: *image, measured: Some((SystemTime::now(), FsUsage::default())) }
+        });
         drop(state);
         self.make_folders(key, image, root).map_err(|source| {
             // The first error is the one to tell; what stays is swept at the next open.
@@ -123,25 +118,35 @@ impl ImageService {
         }
     }
 
-    /// What a container has written; at most nine seconds old. Zero for a snapshot that does not exist.
+    /// What a container had written when that was last measured; memory only. Zero for a snapshot that does not exist.
     #[must_use]
-    pub fn snapshot_usage(&self, key: &SnapshotKey) -> FsUsage {
+    pub fn snapshot_usage(&self, key: &SnapshotKey) -> SnapshotUsage {
         let mounted = FsUsage { mountpoint: self.config.root.clone(), ..FsUsage::default() };
-        match self.state().snapshots.get(key) {
-            None => return mounted,
-            Some(SnapshotState { measured: Some((at, usage)), .. }) if at.elapsed() < MEASURE_AGE => {
-                return mounted.plus(usage);
-            }
-            Some(_) => {}
+        match self.state().snapshots.get(key).and_then(|snapshot| snapshot.measured.as_ref()) {
+            Some((at, usage)) => SnapshotUsage { usage: mounted.plus(usage), measured_at: Some(*at) },
+            None => SnapshotUsage { usage: mounted, measured_at: None },
         }
+    }
+
+    /// What all containers together had written when that was last measured; memory only.
+    #[must_use]
+    pub fn snapshots_usage(&self) -> FsUsage {
+        let mounted = FsUsage { mountpoint: self.config.root.clone(), ..FsUsage::default() };
+        let state = self.state();
+        let measured = state.snapshots.values().filter_map(|snapshot| snapshot.measured.as_ref());
+        measured.fold(mounted, |sum, (_, usage)| sum.plus(usage))
+    }
+
+    /// Walks a writable layer, for as long as it has files, and remembers what it holds. On a thread that may block.
+    pub fn measure_snapshot(&self, key: &SnapshotKey) {
         let upper = rustix::fs::openat(&self.snapshots, key.as_str(), disk::DIR, Mode::empty())
             .and_then(|dir| rustix::fs::openat(&dir, "upper", disk::DIR, Mode::empty()));
-        let Ok(upper) = upper else { return mounted };
+        // Discarded meanwhile.
+        let Ok(upper) = upper else { return };
         let usage = usage::measure(upper);
         if let Some(snapshot) = self.state().snapshots.get_mut(key) {
-            snapshot.measured = Some((Instant::now(), usage.clone()));
+            snapshot.measured = Some((SystemTime::now(), usage));
         }
-        mounted.plus(&usage)
     }
 
     fn snapshot_over(&self, key: &SnapshotKey, record: &Record) -> Snapshot {

@@ -33,6 +33,7 @@ pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
         pids_limit: containers.pids_limit.map_or(0, |limit| i64::try_from(limit).unwrap_or(i64::MAX)),
         cdi_dirs: containers.cdi_dirs.clone(),
         log_line_max: u32::try_from(containers.log_line_max).unwrap_or(u32::MAX),
+        writable_layer_period: config.stats.writable_layer_period,
         network: config.network.enabled.then(|| network(config)),
         ..EngineConfig::new(config.root.clone(), config.state.clone(), shim(config)?, images(config))
     })

@@ -90,7 +90,7 @@ async fn daemon(config: Config, reload: Reload) -> Result<(), CliError> {
         watchers.spawn(endpoint.serve(engine.clone()));
     }
     let cri = Cri::new(engine.clone(), engine.images().clone(), config.clone());
-    announce(&config, &engine);
+    announce(&config, &engine).await;
     let stopping = async {
         let signal = stop.asked().await;
         tracing::info!("{signal}: stopping");
@@ -106,8 +106,8 @@ async fn daemon(config: Config, reload: Reload) -> Result<(), CliError> {
 }
 
 /// The socket is bound and listens: whoever connects from here on is served.
-fn announce(config: &Config, engine: &Engine) {
-    let status = engine.status();
+async fn announce(config: &Config, engine: &Engine) {
+    let status = engine.status().await;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),

@@ -13,8 +13,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     CgroupDriver, Config, Containers, DefaultSeccomp, Images, Log, LogFormat, LogLevel, Metrics, Network, Nofile,
-    Overrides, Platform, Records, SOCKET_PATH_MAX, Streaming, Subnet, Traces,
-    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork, RawRecords, RawStreaming, RawTraces},
+    Overrides, Platform, Records, SOCKET_PATH_MAX, Stats, Streaming, Subnet, Traces,
+    raw::{AutoOr, Raw, RawContainers, RawImages, RawLog, RawNetwork, RawRecords, RawStats, RawStreaming, RawTraces},
 };
 
 const DEFAULT_ROOT: &str = "/var/lib/keelson";
@@ -64,6 +64,7 @@ pub(super) fn check(raw: Raw, overrides: &Overrides) -> Result<Config, Bad> {
         cgroup: word("cgroup.driver", raw.cgroup.driver.as_deref(), CgroupDriver::Auto, &DRIVERS)?,
         containers: containers(&raw.containers)?,
         records: records(&raw.records)?,
+        stats: stats(&raw.stats)?,
         root,
         state,
         socket,
@@ -154,6 +155,14 @@ fn traces(raw: RawTraces) -> Result<Traces, Bad> {
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "nought to a million")]
     Ok(Traces { endpoint, sample_per_million: (ratio * 1e6).round() as u32 })
+}
+
+fn stats(raw: &RawStats) -> Result<Stats, Bad> {
+    const KEY: &str = "stats.writable_layer_seconds";
+    match raw.writable_layer_seconds.unwrap_or(10) {
+        seconds @ 1..=3600 => Ok(Stats { writable_layer_period: Duration::from_secs(seconds) }),
+        seconds => Err(bad(KEY, seconds, "want 1 to 3600")),
+    }
 }
 
 fn images(raw: RawImages) -> Result<Images, Bad> {

@@ -20,6 +20,13 @@ pub(super) struct Raw {
     pub(super) cgroup: RawCgroup,
     pub(super) containers: RawContainers,
     pub(super) records: RawRecords,
+    pub(super) stats: RawStats,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawStats {
+    pub(super) writable_layer_seconds: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

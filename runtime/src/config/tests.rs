@@ -57,6 +57,7 @@ fn values_that_make_no_sense_are_refused_with_what_would() {
         ("[metrics]\naddress = \"unix://relative\"", "config.toml:2: `metrics.address` is `relative`"),
         ("[traces]\nendpoint = \"localhost:4317\"", "config.toml:2: `traces.endpoint`"),
         ("[traces]\nendpoint = \"http://user:word@host:4317\"", "config.toml:2: `traces.endpoint` is `..`"),
+        ("[stats]\nwritable_layer_seconds = 0", "config.toml:2: `stats.writable_layer_seconds` is `0`: want 1 to 3600"),
         ("[traces]\nsample_ratio = 1.5", "config.toml:2: `traces.sample_ratio` is `1.5`: want 0 to 1"),
         ("[images]\nplatform = \"linux\"", "config.toml:2: `images.platform` is `linux`"),
         ("[images]\nplatform = \"linux//arm64\"", "config.toml:2: `images.platform`"),

@@ -11,6 +11,7 @@ use super::{About, container_view, resource, signal};
 use crate::{
     container::{ContainerView, spec::Access},
     engine::{CgroupDriver, EngineStatus},
+    resources::Resources,
     sandbox::SandboxView,
 };
 
@@ -67,10 +68,30 @@ pub(super) fn of_sandbox(view: &SandboxView) -> Info {
             "log_directory": spec.log_directory,
             "labels": spec.labels,
             "annotations": spec.annotations,
-            "linux": { "cgroup_parent": spec.cgroup_parent, "sysctls": spec.sysctls },
+            "linux": {
+                "cgroup_parent": spec.cgroup_parent,
+                "sysctls": spec.sysctls,
+                "resources": spec.resources.as_ref().map(limits),
+                "overhead": spec.overhead.as_ref().map(limits),
+            },
         },
     });
     under("info", &value)
+}
+
+/// Limits in CRI's names.
+fn limits(resources: &Resources) -> Value {
+    let limits = resource::encode(resources);
+    json!({
+        "cpu_period": limits.cpu_period,
+        "cpu_quota": limits.cpu_quota,
+        "cpu_shares": limits.cpu_shares,
+        "memory_limit_in_bytes": limits.memory_limit_in_bytes,
+        "memory_swap_limit_in_bytes": limits.memory_swap_limit_in_bytes,
+        "cpuset_cpus": limits.cpuset_cpus,
+        "cpuset_mems": limits.cpuset_mems,
+        "unified": resources.unified,
+    })
 }
 
 /// `pid` and `runtimeSpec` are what people's scripts ask for most.
@@ -86,7 +107,6 @@ fn read_json(path: &PathBuf) -> Option<Value> {
 
 fn container(view: &ContainerView, runtime_spec: &Value) -> Info {
     let spec = &view.spec;
-    let limits = resource::encode(&view.resources);
     let env: Vec<Value> = spec
         .env
         .iter()
@@ -111,15 +131,7 @@ fn container(view: &ContainerView, runtime_spec: &Value) -> Info {
         "runDir": view.run_dir,
         "image": { "id": view.image_id, "ref": view.image_ref },
         "stopSignal": signal::name(view.stop_signal).as_str_name().trim_start_matches("SIGNAL_"),
-        "resources": {
-            "cpu_period": limits.cpu_period,
-            "cpu_quota": limits.cpu_quota,
-            "cpu_shares": limits.cpu_shares,
-            "memory_limit_in_bytes": limits.memory_limit_in_bytes,
-            "memory_swap_limit_in_bytes": limits.memory_swap_limit_in_bytes,
-            "cpuset_cpus": limits.cpuset_cpus,
-            "cpuset_mems": limits.cpuset_mems,
-        },
+        "resources": limits(&view.resources),
         "config": {
             "metadata": { "name": metadata.name, "attempt": metadata.attempt },
             "image": { "image": spec.image, "user_specified_image": spec.image_as_written },

@@ -8,7 +8,7 @@ use super::{Cri, rpc::Call, status::Failure};
 use crate::engine::CgroupDriver;
 
 pub(super) async fn handle(cri: &Cri, _: Call<v1::RuntimeConfigRequest>) -> Result<v1::RuntimeConfigResponse, Failure> {
-    let driver = match cri.engine.status().cgroup_driver {
+    let driver = match cri.engine.cgroup_driver() {
         CgroupDriver::Systemd => v1::CgroupDriver::Systemd,
         CgroupDriver::Cgroupfs | CgroupDriver::Auto => v1::CgroupDriver::Cgroupfs,
     };

@@ -9,7 +9,7 @@ use keelson_cri::v1;
 use super::{Cri, info, rpc::Call, sandbox_spec::HANDLER, status::Failure};
 
 pub(super) async fn handle(cri: &Cri, call: Call<v1::StatusRequest>) -> Result<v1::StatusResponse, Failure> {
-    let status = cri.engine.status();
+    let status = cri.engine.status().await;
     let network = status.network_down.clone();
     let condition = |kind: &str, down: Option<String>, reason: &str| v1::RuntimeCondition {
         r#type: kind.to_owned(),

@@ -99,6 +99,7 @@ const BUILT: &[(&str, Code)] = &[
     ("ContainerStats", Code::InvalidArgument),
     ("ListContainerStats", Code::Ok),
     ("PodSandboxStats", Code::InvalidArgument),
+    ("UpdatePodSandboxResources", Code::InvalidArgument),
     ("ListPodSandboxStats", Code::Ok),
     ("ListMetricDescriptors", Code::Ok),
     ("ListPodSandboxMetrics", Code::Ok),

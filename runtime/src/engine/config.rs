@@ -2,7 +2,7 @@
 //! Plain data, made by the daemon's configuration and by tests. Owns nothing.
 //! Must never be read from a file here: that is the configuration's room.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use crate::retire::Keep;
 
@@ -56,6 +56,8 @@ pub struct EngineConfig {
     pub log_line_max: u32,
     /// Size of a sandbox's /dev/shm, bytes.
     pub shm_size: u64,
+    /// How often the use of writable layers is measured while somebody asks for it.
+    pub writable_layer_period: Duration,
     /// Let containers that are not root bind ports below 1024.
     pub unprivileged_ports: bool,
     /// Let containers that are not root send ICMP echo.
@@ -79,6 +81,7 @@ impl EngineConfig {
             pids_limit: 0,
             log_line_max: 16 * 1024,
             shm_size: 64 * 1024 * 1024,
+            writable_layer_period: Duration::from_secs(10),
             unprivileged_ports: true,
             unprivileged_icmp: true,
         }

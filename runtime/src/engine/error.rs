@@ -4,6 +4,9 @@
 
 use std::path::PathBuf;
 
+use keelson_shim::cgroup::CgroupError;
+use rustix::io::Errno;
+
 /// What a caller must tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -36,6 +39,9 @@ impl ErrorKind {
             if let Some(failure) = error.downcast_ref::<crate::shim_client::ShimError>() {
                 return failure.kind();
             }
+            if let Some(kind) = error.downcast_ref::<CgroupError>().and_then(of_cgroup) {
+                return kind;
+            }
             if let Some(attach) = error.downcast_ref::<keelson_network::AttachError>() {
                 match attach {
                     keelson_network::AttachError::Exhausted { .. } => return Self::Exhausted,
@@ -53,6 +59,23 @@ impl ErrorKind {
             next = error.source();
         }
         Self::Internal
+    }
+}
+
+/// What a cgroup refused, and why: a value that no kernel takes, a host that lacks something, memory that is in use.
+fn of_cgroup(error: &CgroupError) -> Option<ErrorKind> {
+    match error {
+        CgroupError::BadValue { .. }
+        | CgroupError::BadPath { .. }
+        | CgroupError::BadSlice { .. }
+        | CgroupError::BadDevice { .. }
+        | CgroupError::Write { source: Errno::INVAL | Errno::RANGE, .. } => Some(ErrorKind::Invalid),
+        CgroupError::NoController { .. }
+        | CgroupError::NoFile { .. }
+        | CgroupError::Unsupported { .. }
+        | CgroupError::Enable { .. } => Some(ErrorKind::Unsupported),
+        CgroupError::Shrink { .. } | CgroupError::Write { source: Errno::BUSY, .. } => Some(ErrorKind::State),
+        _ => None,
     }
 }
 

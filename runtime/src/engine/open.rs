@@ -31,7 +31,7 @@ use crate::{
     oci::Host,
     seccomp::Programs,
     shim_client::Shims,
-    stats::slot::Budget,
+    stats::{layers::Layers, slot::Budget},
     store::Store,
 };
 
@@ -85,6 +85,8 @@ pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         made_parents: Default::default(),
         random: File::open(random).map_err(io("open", random))?,
         last_created: Default::default(),
+        layers: Layers::new(config.writable_layer_period),
+        health: Arc::default(),
         readers: Arc::new(Budget::of_this_process()),
         stats_turns: Arc::new(Semaphore::new(STATS_TURNS)),
         _locks: locks,

@@ -9,9 +9,10 @@ use tokio::sync::oneshot;
 
 use super::{Engine, table::Claim};
 use crate::{
+    resources::Resources,
     sandbox::{
         self, SandboxError, SandboxSpec, SandboxView,
-        spec::NetworkMode,
+        spec::{NetworkMode, Whole},
         task::{Command, Reply, Task},
     },
     store::record::{Record as _, SandboxRecord},
@@ -100,6 +101,24 @@ impl Engine {
     /// What could not be taken down; a repeat goes on.
     pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), SandboxError> {
         self.ask_sandbox(id, "remove sandbox", Command::Remove).await
+    }
+
+    /// Takes note of what the workload may use as a whole, and of what running it costs. Both are told, not applied: the cgroup
+    /// of the workload is the caller's.
+    ///
+    /// # Errors
+    /// It is not there or not ready, or a value makes no sense.
+    pub async fn update_sandbox(&self, id: &SandboxId, whole: Whole) -> Result<(), SandboxError> {
+        for (part, resources) in [("resources", &whole.resources), ("overhead", &whole.overhead)] {
+            if let Some(Err((field, reason))) = resources.as_ref().map(Resources::check) {
+                return Err(sandbox::check::invalid(&format!("{part}.{field}"), reason));
+            }
+        }
+        let absent = || SandboxError::NotFound { id: id.to_string() };
+        let entry = self.shared.table.sandbox(id).ok_or_else(absent)?;
+        let (reply, answer) = oneshot::channel();
+        entry.commands.send(Command::UpdateSandbox(Box::new(whole), reply)).await.map_err(|_| absent())?;
+        answer.await.map_err(|_| absent())?
     }
 
     /// All sandboxes, oldest first, from memory.

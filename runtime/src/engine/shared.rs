@@ -18,9 +18,14 @@ use keelson_imageservice::ImageService;
 use keelson_network::Network;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{EngineConfig, events::Events, table::Table};
+use super::{EngineConfig, events::Events, status::Health, table::Table};
 use crate::{
-    dirs::StateDir, observe::counters, oci::Host, seccomp::Programs, shim_client::Shims, stats::slot::Budget,
+    dirs::StateDir,
+    observe::counters,
+    oci::Host,
+    seccomp::Programs,
+    shim_client::Shims,
+    stats::{layers::Layers, slot::Budget},
     store::Store,
 };
 
@@ -58,6 +63,10 @@ pub(crate) struct Shared {
     pub(crate) made_parents: Mutex<HashMap<String, HashSet<SandboxId>>>,
     pub(crate) random: File,
     pub(crate) last_created: AtomicI64,
+    /// Sees to the figures of writable layers.
+    pub(crate) layers: Arc<Layers>,
+    /// The network as it was last found, and the right to look.
+    pub(crate) health: Arc<Health>,
     /// Open files of cgroups that are read for statistics.
     pub(crate) readers: Arc<Budget>,
     /// Limits how many threads read statistics at one time.

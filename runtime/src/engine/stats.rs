@@ -7,11 +7,14 @@ use std::{sync::Arc, time::Duration};
 use keelson_api::{ContainerId, SandboxId};
 use tokio::sync::mpsc;
 
-use super::{Engine, shared::Shared};
+use super::{
+    Engine,
+    shared::{Shared, now},
+};
 use crate::{
     container::ContainerError,
     sandbox::SandboxError,
-    stats::{ContainerStats, Counted, SandboxDetail, SandboxStats, detail, read},
+    stats::{ContainerStats, Counted, FsUse, SandboxDetail, SandboxStats, detail, read},
 };
 
 /// What is not read by then is left out: kubelet asks again in ten seconds.
@@ -49,6 +52,14 @@ impl Engine {
     /// Everything about each of these sandboxes and their running containers, in their order; one that is gone is left out.
     pub async fn details_of(&self, ids: Vec<SandboxId>) -> Vec<SandboxDetail> {
         self.gather(move |shared, tell| detail::sandboxes(shared, &ids, tell)).await
+    }
+
+    /// What images occupy, and what writable layers do; from memory, the second as last measured.
+    #[must_use]
+    pub fn filesystems(&self) -> (FsUse, FsUse) {
+        let shared = &self.shared;
+        shared.layers.ask();
+        (FsUse::of(shared.images.usage(), now()), FsUse::of(shared.images.snapshots_usage(), now()))
     }
 
     /// What this host counts at all.

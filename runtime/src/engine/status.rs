@@ -1,10 +1,27 @@
 //! How the engine is: what it can make now, and how much it has.
-//! A method of the engine; asks the network by netlink, about a millisecond: call it on the blocking pool. Owns nothing.
-//! Must never answer from an assumption what can be looked at.
+//! Methods of the engine. The network is asked by netlink on the blocking pool, about a millisecond, longer while others hold the
+//! kernel's network lock; one look at a time, and nobody waits long for it. Owns what was last found.
+//! Must never answer from memory what can be looked at in time.
 
-use std::sync::atomic::Ordering;
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
-use super::{CgroupDriver, Engine};
+use keelson_network::Network;
+
+use super::{CgroupDriver, Engine, shared::blocking};
+
+/// How long a look at the network may take before the last finding is told.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The network as it was last found; none: nobody has looked.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    /// Held by the one who looks, on its thread: a look that is stuck in the kernel is not joined by more.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    found: Mutex<Option<Result<(), String>>>,
+}
 
 /// How the engine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,20 +70,45 @@ impl Engine {
         }
     }
 
-    /// How the engine is.
+    /// Who makes cgroups; never [`CgroupDriver::Auto`].
     #[must_use]
-    pub fn status(&self) -> EngineStatus {
-        let shared = &self.shared;
-        let network_down = match &shared.network {
-            Some(network) => network.status().err().map(|error| {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                format!("{error}{cause}")
-            }),
-            None => Some("no network is configured: only sandboxes with the host's network can run".to_owned()),
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        if self.shared.host.systemd { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs }
+    }
+
+    /// Why no sandbox with a network of its own can be made now; none: it can.
+    async fn network_down(&self) -> Option<String> {
+        if self.shared.network.is_none() {
+            return Some("no network is configured: only sandboxes with the host's network can run".to_owned());
+        }
+        let looked = tokio::time::timeout(PATIENCE, async {
+            let turn = Arc::clone(&self.shared.health.turn).lock_owned().await;
+            let shared = Arc::clone(&self.shared);
+            blocking(move || {
+                let found = shared.network.as_ref().map_or(Ok(()), look);
+                *shared.health.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
+                drop(turn);
+                found
+            })
+            .await
+        });
+        let found = match looked.await {
+            Ok(found) => found,
+            Err(_) => {
+                let last = self.shared.health.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                last.unwrap_or_else(|| Err(format!("the kernel's network does not answer within {PATIENCE:?}")))
+            }
         };
+        found.err()
+    }
+
+    /// How the engine is.
+    pub async fn status(&self) -> EngineStatus {
+        let network_down = self.network_down().await;
+        let shared = &self.shared;
         EngineStatus {
             network_down,
-            cgroup_driver: if shared.host.systemd { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs },
+            cgroup_driver: self.cgroup_driver(),
             cgroup_mode: match shared.cgroup_mode {
                 keelson_shim::cgroup::Mode::V1 => "v1",
                 keelson_shim::cgroup::Mode::Hybrid => "hybrid",
@@ -79,4 +121,11 @@ impl Engine {
             teardown_pending: shared.pending.load(Ordering::Relaxed),
         }
     }
+}
+
+fn look(network: &Network) -> Result<(), String> {
+    network.status().map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        format!("{error}{cause}")
+    })
 }

@@ -149,3 +149,12 @@ pub struct SandboxSpec {
     #[serde(default)]
     pub overhead: Option<Resources>,
 }
+
+/// What a workload may use as a whole, and what running it costs beside its containers; absent: as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Whole {
+    /// What it may use.
+    pub resources: Option<Resources>,
+    /// What running it costs.
+    pub overhead: Option<Resources>,
+}

@@ -27,7 +27,7 @@ use self::{
 use super::{
     SandboxError, create, holder,
     release::Failures,
-    spec::SandboxSpec,
+    spec::{SandboxSpec, Whole},
     state::{Request, State, Step, decide},
 };
 use crate::{
@@ -56,6 +56,8 @@ pub(crate) enum Command {
     StopContainer(ContainerId, u64, Reply<(), ContainerError>),
     RemoveContainer(ContainerId, Reply<(), ContainerError>),
     Update(ContainerId, Box<Resources>, Reply<(), ContainerError>),
+    /// The workload's resources as a whole are these now.
+    UpdateSandbox(Box<Whole>, Reply<(), SandboxError>),
     /// Say that the task is there.
     Probe(oneshot::Sender<()>),
     /// Compare with the kernel.
@@ -264,6 +266,7 @@ impl Task {
             Command::StopContainer(id, grace_ms, reply) => self.stop_container(&id, grace_ms, reply),
             Command::RemoveContainer(id, reply) => self.remove_container(&id, reply),
             Command::Update(id, resources, reply) => self.update_container(&id, &resources, reply),
+            Command::UpdateSandbox(whole, reply) => self.update_whole(*whole, reply),
             Command::Probe(reply) => {
                 // Who asked may have lost patience.
                 let _ = reply.send(());
@@ -298,7 +301,7 @@ impl Task {
             Done::ShimGone(id, record) => self.shim_gone(&id, record),
             Done::Killed(id, result) => self.killed(&id, result),
             Done::ContainerRemoved(id, result) => self.container_removed(&id, result),
-            Done::Updated(id, resources, result, reply) => self.updated(&id, *resources, result, reply),
+            Done::Updated(id, change, result, reply) => self.updated(&id, &change, result, reply),
             Done::Probed(id, result) => self.probed(&id, result),
         }
     }

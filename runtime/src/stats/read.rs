@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use keelson_api::{ContainerId, SandboxId};
@@ -149,14 +150,15 @@ fn sum<'a>(usages: impl Iterator<Item = &'a Usage>) -> Option<Usage> {
     usages.fold(None, |total, usage| Some(add(total.unwrap_or_default(), usage)))
 }
 
+/// As last measured; this asks for it to be kept new.
 pub(super) fn writable_layer(shared: &Shared, id: &ContainerId) -> Option<FsUse> {
-    let usage = shared.images.snapshot_usage(&SnapshotKey::from(id));
-    Some(FsUse {
-        mountpoint: usage.mountpoint,
-        used_bytes: usage.used_bytes,
-        inodes_used: usage.inodes_used,
-        timestamp: now(),
-    })
+    shared.layers.ask();
+    let known = shared.images.snapshot_usage(&SnapshotKey::from(id));
+    Some(FsUse::of(known.usage, nanos(known.measured_at?)))
+}
+
+fn nanos(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -92,13 +92,18 @@ fn limits(value: Option<i64>) -> bool {
     value.is_some_and(|value| value > 0)
 }
 
-/// Writes every limit but the devices.
+/// Writes every limit but the devices. What can be known to be wrong is refused before the first write, and memory, which may not
+/// fit what is in use, comes first: an update that is refused has changed nothing then.
 pub(super) fn apply(group: Group<'_>, resources: &Resources, when: When) -> Result<(), CgroupError> {
     if let Some(cpu) = &resources.cpu {
-        cpu::apply(group, cpu)?;
+        cpu::check(cpu)?;
     }
+    check_unified(group, resources)?;
     if let Some(memory) = &resources.memory {
         memory::apply(group, memory, when)?;
+    }
+    if let Some(cpu) = &resources.cpu {
+        cpu::apply(group, cpu)?;
     }
     if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
         pids(group, limit, when)?;
@@ -210,7 +215,8 @@ fn classes(group: Group<'_>, network: &crate::spec::Network) -> Result<(), Cgrou
 /// Files of the cgroup core that a limit may name; the others move or kill processes or change what the cgroup is.
 const CORE_LIMITS: [&str; 3] = ["cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure"];
 
-fn unified(group: Group<'_>, resources: &Resources) -> Result<(), CgroupError> {
+/// Whether every file of the map is a limit that this cgroup has.
+fn check_unified(group: Group<'_>, resources: &Resources) -> Result<(), CgroupError> {
     for (file, value) in &resources.unified {
         let setting = || format!("`{file}`");
         if group.hierarchies.mode() != super::Mode::V2 {
@@ -227,17 +233,18 @@ fn unified(group: Group<'_>, resources: &Resources) -> Result<(), CgroupError> {
         if file.starts_with("cgroup.") && !CORE_LIMITS.contains(&file.as_str()) {
             return Err(bad("that file is no limit"));
         }
-        let Some(dir) = group.unified() else { continue };
-        for line in value.lines() {
-            match dir.try_write(file, line) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::NOENT) => {
-                    let hint = ", or its controller is not enabled for this cgroup";
-                    return Err(CgroupError::NoFile { setting: setting(), file: file.clone(), hint });
-                }
-                Err(source) => return Err(dir.write_error(file, line, source)),
-            }
+        if group.unified().is_some_and(|dir| !dir.exists(file)) {
+            let hint = ", or its controller is not enabled for this cgroup";
+            return Err(CgroupError::NoFile { setting: setting(), file: file.clone(), hint });
         }
+    }
+    Ok(())
+}
+
+fn unified(group: Group<'_>, resources: &Resources) -> Result<(), CgroupError> {
+    let Some(dir) = group.unified() else { return Ok(()) };
+    for (file, value) in &resources.unified {
+        value.lines().try_for_each(|line| dir.write(file, line))?;
     }
     Ok(())
 }

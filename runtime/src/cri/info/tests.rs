@@ -59,7 +59,7 @@ fn the_inside_of_a_container() {
         "stopSignal": "SIGQUIT",
         "resources": {
             "cpu_period": 0, "cpu_quota": 0, "cpu_shares": 512, "memory_limit_in_bytes": 1_048_576,
-            "memory_swap_limit_in_bytes": 0, "cpuset_cpus": "", "cpuset_mems": "",
+            "memory_swap_limit_in_bytes": 0, "cpuset_cpus": "", "cpuset_mems": "", "unified": {},
         },
         "config": {
             "metadata": { "name": "app", "attempt": 4 },

@@ -15,10 +15,7 @@ use crate::{
         spec::{ContainerPid, ContainerUsers},
         state::{Denied, Event, Request, State, Step, decide},
     },
-    engine::{
-        shared::{Shared, blocking},
-        table::ContainerEntry,
-    },
+    engine::{shared::blocking, table::ContainerEntry},
     observe::{Stage, counters},
     oci::cgroup_path,
     resources::Resources,
@@ -241,15 +238,15 @@ impl Task {
         if let Err(Denied { state }) = decide(&member.record.state, &Request::Update) {
             return answer(reply, Err(denied("update", id, state)));
         }
-        let merged = member.record.resources.merged(change);
-        if let Err((field, reason)) = merged.check() {
+        let change = member.record.resources.completed(change.clone());
+        if let Err((field, reason)) = member.record.resources.merged(&change).check() {
             return answer(reply, Err(ContainerError::Invalid { field: field.into(), reason }));
         }
-        let (shared, record, change, id) =
-            (Arc::clone(&self.shared), member.record.clone(), change.clone(), id.clone());
+        let (shared, record, id) = (Arc::clone(&self.shared), member.record.clone(), id.clone());
         self.work.spawn(async move {
-            let result = blocking(move || limit(&shared, &record, &change)).await;
-            Done::Updated(id, Box::new(merged), result, reply)
+            let (applied, change) = (change.clone(), change);
+            let result = blocking(move || container::update::apply(&shared, &record, &applied)).await;
+            Done::Updated(id, Box::new(change), result, reply)
         });
     }
 
@@ -343,12 +340,13 @@ impl Task {
     pub(super) fn updated(
         &mut self,
         id: &ContainerId,
-        resources: Resources,
+        change: &Resources,
         result: Result<(), ContainerError>,
         reply: Reply<(), ContainerError>,
     ) {
         if let (Ok(()), Some(member)) = (&result, self.members.get_mut(id)) {
-            member.record.resources = resources;
+            // Of what is on record now: another change may have come through meanwhile.
+            member.record.resources = member.record.resources.merged(change);
             if let Err(error) = self.shared.store.put_container(&member.record) {
                 tracing::warn!(container = %id, %error, "record container");
             }
@@ -372,23 +370,6 @@ impl Task {
             }
         }
     }
-}
-
-/// Applies limits to a live cgroup.
-fn limit(shared: &Shared, record: &ContainerRecord, change: &Resources) -> Result<(), ContainerError> {
-    if !change.unified.is_empty() && !shared.host.unified {
-        let reason = "this host has cgroup v1 controllers: unified settings need cgroup v2".to_owned();
-        return Err(ContainerError::Unsupported { field: "resources.unified".into(), reason });
-    }
-    let failed = |source: Arc<dyn std::error::Error + Send + Sync>| ContainerError::Failed {
-        act: "update",
-        id: record.id.clone(),
-        stage: "write limits",
-        source,
-    };
-    let limits = change.to_shim().map_err(|error| failed(Arc::new(error)))?;
-    let handle = container::release::handle(shared, &record.cgroups_path).map_err(|error| failed(Arc::new(error)))?;
-    handle.update(&limits).map_err(|error| failed(Arc::new(error)))
 }
 
 pub(super) fn denied(act: &'static str, id: &ContainerId, state: &'static str) -> ContainerError {

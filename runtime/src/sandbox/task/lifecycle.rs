@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Done, Task, answer};
+use super::{Done, Reply, Task, answer};
 use crate::{
     engine::{
         events::EventKind,
@@ -16,7 +16,7 @@ use crate::{
     sandbox::{
         SandboxError, create, holder,
         release::{self, Failures},
-        spec::NetworkMode,
+        spec::{NetworkMode, Whole},
         state::State,
         view::SandboxView,
     },
@@ -202,6 +202,25 @@ impl Task {
             },
             run_dir: dir.path().to_owned(),
         })));
+    }
+
+    /// Takes note of the workload's resources. Its cgroup is the caller's, who has changed it already: nothing is written there.
+    pub(super) fn update_whole(&mut self, whole: Whole, reply: Reply<(), SandboxError>) {
+        if !matches!(self.record.state, State::Ready { .. }) {
+            return answer(reply, Err(self.denied("update resources", self.record.state.name())));
+        }
+        let before = self.record.spec.clone();
+        let spec = &mut self.record.spec;
+        spec.resources = whole.resources.or_else(|| spec.resources.take());
+        spec.overhead = whole.overhead.or_else(|| spec.overhead.take());
+        if let Err(error) = self.shared.store.put_sandbox(&self.record) {
+            self.record.spec = before;
+            let (id, source) = (self.record.id.clone(), Arc::new(error));
+            return answer(reply, Err(SandboxError::Failed { act: "update", id, stage: "record resources", source }));
+        }
+        self.spec = Arc::new(self.record.spec.clone());
+        self.publish();
+        answer(reply, Ok(()));
     }
 
     pub(super) fn forget(&self) {

@@ -10,7 +10,6 @@ use crate::cgroup::hierarchy::Controller;
 use crate::spec::Cpu;
 
 pub(super) fn apply(group: Group<'_>, cpu: &Cpu) -> Result<(), CgroupError> {
-    check(cpu)?;
     if touches_time(cpu) {
         let place = match bounds_time(cpu) {
             true => group.need(Controller::Cpu, "cpu limits")?,
@@ -52,7 +51,8 @@ fn bounds_time(cpu: &Cpu) -> bool {
         || realtime
 }
 
-fn check(cpu: &Cpu) -> Result<(), CgroupError> {
+/// Whether the kernel can take these at all.
+pub(super) fn check(cpu: &Cpu) -> Result<(), CgroupError> {
     let bad = |setting: &str, value: String, reason| {
         Err(CgroupError::BadValue { setting: setting.to_owned(), value, reason })
     };

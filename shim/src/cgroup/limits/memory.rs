@@ -44,7 +44,9 @@ fn v1(dir: &Dir, memory: &Memory, when: When) -> Result<(), CgroupError> {
         swap => swap,
     };
     if swap.is_some() && !dir.exists(SWAP_V1) {
-        if swap.is_some_and(|swap| swap > 0) {
+        // Equal limits allow no swap: where the machine has none, that is so already.
+        let none = swap == limit && !machine_has_swap();
+        if swap.is_some_and(|swap| swap > 0) && !none {
             return Err(CgroupError::NoFile {
                 setting: "the limit of memory and swap together".to_owned(),
                 file: SWAP_V1.to_owned(),
@@ -103,6 +105,11 @@ fn v1_others(dir: &Dir, memory: &Memory) -> Result<(), CgroupError> {
         dir.write("memory.oom_control", if disabled { "1" } else { "0" })?;
     }
     Ok(())
+}
+
+/// The first line is a heading.
+fn machine_has_swap() -> bool {
+    Dir::new("/proc", "").try_read_list("swaps").is_ok_and(|text| text.lines().count() > 1)
 }
 
 /// v1 shows "no limit" as the largest multiple of a page.

@@ -187,6 +187,24 @@ fn v1_swap_without_accounting_is_clear() {
 }
 
 #[test]
+fn an_update_that_is_refused_has_written_nothing() {
+    let fake = Fake::v2("memory cpu", &["memory.max", "memory.current", "memory.stat", "cpu.weight", "cpu.max"]);
+    fake.set("memory.current", "1000\n");
+    fake.set("memory.stat", "anon 1000\n");
+    let cpu = Some(Cpu { shares: Some(2048), ..Cpu::default() });
+    let update = Resources { cpu: cpu.clone(), ..memory(Memory { limit: Some(10), ..Memory::default() }) };
+    fake.apply(&update, When::Live).unwrap_err();
+    let unified = [("memory.nonsense".to_owned(), "1".to_owned())].into();
+    let update = Resources { cpu, unified, ..memory(Memory { limit: Some(4000), ..Memory::default() }) };
+    let error = fake.apply(&update, When::Live).unwrap_err();
+    assert!(error.contains("memory.nonsense"), "{error}");
+    let idle = Some(Cpu { period: Some(1), ..Cpu::default() });
+    let update = Resources { cpu: idle, ..memory(Memory { limit: Some(4000), ..Memory::default() }) };
+    fake.apply(&update, When::Live).unwrap_err();
+    assert_eq!((fake.read("cpu.weight"), fake.read("memory.max")), (String::new(), String::new()));
+}
+
+#[test]
 fn v1_a_raised_limit_keeps_its_allowance_of_swap() {
     let fake = Fake::v1("memory", &["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]);
     fake.set("memory.limit_in_bytes", "100\n");
