@@ -13,8 +13,10 @@ mod logs;
 mod mounts;
 mod observe;
 mod pods;
+mod resources;
 mod restart;
 mod security;
+mod stats;
 mod userns;
 
 use std::sync::{Mutex, PoisonError};
