@@ -74,7 +74,7 @@ bench-peers: ## Build containerd, runc and CNI plugins (Go modules) and install 
 	@e2e/tools/build-peers
 
 .PHONY: bench
-bench: build bench-peers ## H1 H3 H4 H5 H8 H11 against the peers, and the cost of being looked at, interleaved: a table and JSON
+bench: build bench-peers ## H1 H3 H4 H5 H8 H10 H11 against the peers, and the cost of being looked at, interleaved: a table and JSON
 	cargo build --release -p keelson-e2e
 	e2e/tools/build-cri-tools >/dev/null
 	target/release/keelson-e2e images busybox

@@ -1,9 +1,10 @@
-//! Benchmarks against the peers, interleaved in one run: H1, H3, H4, H5, H8, H11 of the project's targets,
+//! Benchmarks against the peers, interleaved in one run: H1, H3, H4, H5, H8, H10, H11 of the project's targets,
 //! and what being looked at costs.
 //! Runs in the `keelson-e2e` tool on release builds, as root. Owns the daemons it starts and their scratch folders.
 //! Must report ratios, with min, p50, p99, CPU time and a floor beside; must never assert a time.
 
 mod daemons;
+mod density;
 mod figures;
 mod memory;
 mod oci;
@@ -20,7 +21,7 @@ pub use oci::lives as oci_lives;
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Only this figure: h1, h3, h4, h5, h8, seeing, h11.
+    /// Only this figure: h1, h3, h4, h5, h8, seeing, h10, h11.
     #[arg(default_value = "")]
     pub only: String,
     /// Rounds: in each, every contender has its turn.
@@ -32,7 +33,7 @@ pub struct Options {
     /// Only contenders whose name contains this.
     #[arg(long, default_value = "")]
     pub contender: String,
-    /// Idle pods for the memory figure.
+    /// Idle pods for the figures of memory and of density.
     #[arg(long, default_value_t = 50)]
     pub pods: usize,
 }
@@ -47,7 +48,7 @@ pub fn run(options: &Options) -> Result<()> {
     if wants("h3") {
         oci::h3(options, &mut table)?;
     }
-    if ["h1", "h4", "h5", "h8"].iter().any(|h| wants(h)) {
+    if ["h1", "h4", "h5", "h8", "h10"].iter().any(|h| wants(h)) {
         let mut contenders = daemons::start_all(&options.contender)?;
         tokio.block_on(async {
             if wants("h1") || wants("h8") {
@@ -58,6 +59,9 @@ pub fn run(options: &Options) -> Result<()> {
             }
             if wants("h5") {
                 memory::h5(options, &mut contenders, &mut table).await?;
+            }
+            if wants("h10") {
+                density::h10(options, &mut contenders, &mut table).await?;
             }
             anyhow::Ok(())
         })?;

@@ -303,3 +303,6 @@ impl StatsReader {
         Ok(stats)
     }
 }
+
+#[cfg(test)]
+mod tests;
