@@ -16,7 +16,7 @@ use crate::{
     sandbox::{
         SandboxError, create, holder,
         release::{self, Failures},
-        spec::{NetworkMode, Whole},
+        spec::{NetworkMode, SandboxSpec, Whole},
         state::State,
         view::SandboxView,
     },
@@ -209,16 +209,16 @@ impl Task {
         if !matches!(self.record.state, State::Ready { .. }) {
             return answer(reply, Err(self.denied("update resources", self.record.state.name())));
         }
-        let before = self.record.spec.clone();
-        let spec = &mut self.record.spec;
-        spec.resources = whole.resources.or_else(|| spec.resources.take());
-        spec.overhead = whole.overhead.or_else(|| spec.overhead.take());
+        let mut spec = SandboxSpec::clone(&self.record.spec);
+        spec.resources = whole.resources.or(spec.resources);
+        spec.overhead = whole.overhead.or(spec.overhead);
+        let before = std::mem::replace(&mut self.record.spec, Arc::new(spec));
         if let Err(error) = self.shared.store.put_sandbox(&self.record) {
             self.record.spec = before;
             let (id, source) = (self.record.id.clone(), Arc::new(error));
             return answer(reply, Err(SandboxError::Failed { act: "update", id, stage: "record resources", source }));
         }
-        self.spec = Arc::new(self.record.spec.clone());
+        self.spec = Arc::clone(&self.record.spec);
         self.publish();
         answer(reply, Ok(()));
     }
