@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::{self as cri, ContainerEventType as Kind, ContainerState, PodSandboxState};
-use keelson_e2e::node::{Cri, DEADLINE, container, eventually, pod};
+use keelson_e2e::node::{Cri, DEADLINE, Node, container, eventually, pod};
 use tonic::{Code, Streaming};
 
 use crate::{scenario, scenario_with};
@@ -262,6 +262,42 @@ fn a_slow_listener_is_let_go_and_holds_up_nobody() {
         };
         ensure!(slow.events.len() < quick.events.len() && quick.events.len() == 1442);
         ensure!(order(&quick).starts_with(&order(&slow)), "what it had coming it got, in order");
+        Ok(())
+    });
+}
+
+/// Resident memory of the daemon, KiB.
+fn resident(node: &Node) -> Result<usize> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.daemon_pid().context("daemon")?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[test]
+fn what_has_ended_is_cheap_to_keep() {
+    scenario(async |node, mut cri| {
+        const PODS: usize = 150;
+        cri.pull("busybox").await?;
+        let mut before = 0;
+        for n in 0..PODS + 20 {
+            if n == 20 {
+                // By now everything that a pod needs once has been made.
+                before = resident(node)?;
+            }
+            let mut config = pod(node, &format!("pod{n}"));
+            let options = cri::NamespaceOption { network: 2, ..Default::default() };
+            config.linux.get_or_insert_default().security_context =
+                Some(cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() });
+            let id = cri.run_pod(&config).await?;
+            let mut wanted = container("job", "busybox", "exit 0");
+            wanted.annotations = [("note".to_owned(), "x".repeat(1000))].into();
+            let c = cri.run(&id, wanted, &config).await?;
+            cri.wait_exit(&c).await?;
+            cri.stop_pod(&id).await?;
+        }
+        let each = resident(node)?.saturating_sub(before) * 1024 / PODS;
+        println!("{each} bytes for a pod that is over, with one container and 1000 bytes of annotations");
+        ensure!(each < 48 * 1024, "{each} bytes for each pod that is over");
         Ok(())
     });
 }

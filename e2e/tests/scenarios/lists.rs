@@ -75,6 +75,20 @@ async fn sandbox_stats(newest: &mut Newest, filter: v1::PodSandboxStatsFilter) -
     Ok(streamed)
 }
 
+/// Whose metrics, with those of which containers.
+async fn metrics(newest: &mut Newest) -> Result<Vec<(String, Vec<String>)>> {
+    let messages = all(newest.runtime.stream_pod_sandbox_metrics(v1::StreamPodSandboxMetricsRequest {}).await).await?;
+    ensure!(messages.iter().all(|message| !message.pod_sandbox_metrics.is_empty()), "a message has an item");
+    let ids = |list: Vec<v1::PodSandboxMetrics>| -> Vec<_> {
+        let containers = |metrics: Vec<v1::ContainerMetrics>| metrics.into_iter().map(|it| it.container_id).collect();
+        list.into_iter().map(|it| (it.pod_sandbox_id, containers(it.container_metrics))).collect()
+    };
+    let streamed = ids(messages.into_iter().flat_map(|message| message.pod_sandbox_metrics).collect());
+    let unary = newest.runtime.list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest {}).await?.into_inner();
+    ensure!(streamed == ids(unary.pod_metrics));
+    Ok(streamed)
+}
+
 async fn images(newest: &mut Newest, name: &str) -> Result<Vec<String>> {
     let filter = v1::ImageFilter { image: Some(v1::ImageSpec { image: name.into(), ..Default::default() }) };
     let filter = (!name.is_empty()).then_some(filter);
@@ -95,6 +109,7 @@ fn streamed_lists_have_what_the_others_have_under_every_filter() {
         ensure!(stats(&mut newest, Default::default()).await?.is_empty());
         ensure!(sandbox_stats(&mut newest, Default::default()).await?.is_empty());
         ensure!(images(&mut newest, "").await?.is_empty());
+        ensure!(metrics(&mut newest).await?.is_empty());
 
         let busybox = cri.pull("busybox").await?;
         let nginx = cri.pull("nginx:latest").await?;
@@ -154,6 +169,9 @@ fn streamed_lists_have_what_the_others_have_under_every_filter() {
             sandbox_stats(&mut newest, v1::PodSandboxStatsFilter { label_selector, ..Default::default() }).await?
                 == [p2.as_str()]
         );
+
+        let told = metrics(&mut newest).await?;
+        ensure!(told == [(p1.clone(), vec![a.clone()]), (p2.clone(), vec![c.clone()])], "{told:?}");
 
         cri.stop_pod(&p1).await?;
         let state = |state: PodSandboxState| Some(v1::PodSandboxStateValue { state: state.into() });
