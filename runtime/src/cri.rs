@@ -7,6 +7,8 @@ mod batch;
 mod bound;
 mod container_create;
 mod container_events;
+mod container_attach;
+mod container_exec;
 mod container_exec_sync;
 mod container_list;
 mod container_list_stats;
@@ -38,6 +40,7 @@ mod runtime_version;
 mod sandbox_list;
 mod sandbox_list_metrics;
 mod sandbox_list_stats;
+mod sandbox_port_forward;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_spec;
@@ -64,12 +67,14 @@ use crate::{
     config::{Config, DefaultSeccomp},
     container::spec::Seccomp,
     engine::Engine,
+    streaming::Streaming,
 };
 
 /// Both services; serve it behind one `Arc`.
 pub struct Cri {
     engine: Engine,
     images: Arc<ImageService>,
+    streaming: Streaming,
     about: About,
 }
 
@@ -83,7 +88,7 @@ struct About {
 impl Cri {
     /// The face of this engine.
     #[must_use]
-    pub fn new(engine: Engine, images: Arc<ImageService>, config: Config) -> Self {
+    pub fn new(engine: Engine, images: Arc<ImageService>, streaming: Streaming, config: Config) -> Self {
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let about = About {
             default_seccomp: match config.containers.seccomp {
@@ -93,7 +98,7 @@ impl Cri {
             kernel,
             config,
         };
-        Self { engine, images, about }
+        Self { engine, images, streaming, about }
     }
 
     /// The id of the image that has this name here.
@@ -164,6 +169,9 @@ service! {
             -> UpdateContainerResourcesResponse = container_update;
         reopen_container_log "ReopenContainerLog" (ReopenContainerLogRequest)
             -> ReopenContainerLogResponse = container_reopen_log;
+        exec "Exec" (ExecRequest) -> ExecResponse = container_exec;
+        attach "Attach" (AttachRequest) -> AttachResponse = container_attach;
+        port_forward "PortForward" (PortForwardRequest) -> PortForwardResponse = sandbox_port_forward;
         exec_sync "ExecSync" (ExecSyncRequest) -> ExecSyncResponse = container_exec_sync;
         container_stats "ContainerStats" (ContainerStatsRequest) -> ContainerStatsResponse = container_stats;
         list_container_stats "ListContainerStats" (ListContainerStatsRequest)
@@ -193,10 +201,6 @@ service! {
             -> StreamPodSandboxMetricsResponse = sandbox_list_metrics;
     }
     not_built {
-        exec "Exec" (ExecRequest) -> v1::ExecResponse,
-            "the streaming server; ExecSync (crictl exec -s) runs a program without one";
-        attach "Attach" (AttachRequest) -> v1::AttachResponse, "the streaming server";
-        port_forward "PortForward" (PortForwardRequest) -> v1::PortForwardResponse, "the streaming server";
         checkpoint_container "CheckpointContainer" (CheckpointContainerRequest) -> v1::CheckpointContainerResponse,
             "checkpoints";
         checkpoint_pod "CheckpointPod" (CheckpointPodRequest) -> v1::CheckpointPodResponse, "checkpoints";

@@ -29,6 +29,8 @@ pub enum CliError {
     Endpoint(#[from] EndpointError),
     #[error("serve CRI")]
     Serve(#[from] tonic::transport::Error),
+    #[error(transparent)]
+    Streaming(#[from] crate::streaming::server::ServerError),
     #[error("{act} needs root: mounts, namespaces and cgroups are made; run it with sudo")]
     NotRoot { act: &'static str },
     #[error("find the shim `{path}`: it is built and installed beside keelson; set `shim` in the configuration")]

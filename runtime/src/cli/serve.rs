@@ -2,7 +2,7 @@
 //! The main thread waits; two workers serve; kernel work is on the blocking pool. Owns the order of these steps.
 //! Must never announce before it serves, and never stop a container on its own way out.
 
-use std::{io::Write as _, process::ExitCode, time::Duration};
+use std::{io::Write as _, process::ExitCode, sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
 
@@ -16,6 +16,7 @@ use crate::{
     logging,
     observe::{Endpoint, trace::Tracer},
     socket::Socket,
+    streaming::server::Server as StreamingServer,
 };
 
 /// Enough for requests, which only decode and wait; each more costs memory for good.
@@ -89,7 +90,9 @@ async fn daemon(config: Config, reload: Reload) -> Result<(), CliError> {
     if let Some(endpoint) = Endpoint::bind(&config.metrics).await? {
         watchers.spawn(endpoint.serve(engine.clone()));
     }
-    let cri = Cri::new(engine.clone(), engine.images().clone(), config.clone());
+    let streaming = StreamingServer::bind(rooms::streaming(&config)).await?;
+    let cri = Cri::new(engine.clone(), engine.images().clone(), streaming.handle(), config.clone());
+    let sessions = streaming.serve(Arc::new(engine.clone()));
     announce(&config, &engine).await;
     let stopping = async {
         let signal = stop.asked().await;
@@ -97,6 +100,7 @@ async fn daemon(config: Config, reload: Reload) -> Result<(), CliError> {
     };
     server::serve(socket, cri, stopping).await?;
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    sessions.stop().await;
     if tokio::time::timeout(DRAIN, engine.drain()).await.is_err() {
         tracing::warn!(seconds = DRAIN.as_secs(), "some work did not come to rest; the next start finishes it");
     }

@@ -10,6 +10,7 @@ use crate::{
     engine::{ErrorKind, events::EventsEnd},
     logging,
     sandbox::SandboxError,
+    streaming::UrlError,
 };
 
 /// Why an RPC failed.
@@ -31,6 +32,10 @@ pub(super) enum Failure {
     RemoveImage(#[from] RemoveError),
     #[error("events: {0}")]
     Events(EventsEnd),
+    #[error("{act} sandbox {sandbox}: it is not ready")]
+    NotReady { act: &'static str, sandbox: keelson_api::SandboxId },
+    #[error(transparent)]
+    Url(#[from] UrlError),
     #[error("{act}")]
     Host { act: &'static str, source: std::io::Error },
 }
@@ -80,6 +85,9 @@ fn code(failure: &Failure) -> Code {
         Failure::RemoveImage(error) => of_kind(ErrorKind::of(error)),
         Failure::Events(EventsEnd::Slow | EventsEnd::Full) => Code::ResourceExhausted,
         Failure::Events(EventsEnd::Closed) => Code::Unavailable,
+        Failure::NotReady { .. } => of_kind(ErrorKind::State),
+        Failure::Url(UrlError::TooMany(_)) => of_kind(ErrorKind::Exhausted),
+        Failure::Url(UrlError::Random(source)) => of_kind(ErrorKind::of(source)),
         Failure::Host { source, .. } => of_kind(ErrorKind::of(source)),
     }
 }
@@ -130,6 +138,8 @@ fn prefix(failure: &Failure) -> Option<&'static str> {
         | Failure::Pull(_)
         | Failure::RemoveImage(_)
         | Failure::Events(_)
+        | Failure::NotReady { .. }
+        | Failure::Url(_)
         | Failure::Host { .. } => None,
     }
 }

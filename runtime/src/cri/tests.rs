@@ -33,10 +33,17 @@ impl Node {
         let engine = EngineConfig::new(config.root.clone(), config.state.clone(), shim, images);
         let engine = Engine::open(engine).await.unwrap();
         let images = Arc::clone(engine.images());
+        let streaming = crate::streaming::StreamingConfig {
+            address: config.streaming.address,
+            tls: None,
+            idle_timeout: config.streaming.idle_timeout,
+            creation_timeout: config.streaming.creation_timeout,
+        };
+        let streaming = crate::streaming::server::Server::bind(streaming).await.unwrap();
         let socket = Socket::bind(&config.socket).await.unwrap();
         let address = format!("unix://{}", config.socket.display());
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let cri = Cri::new(engine, images, config);
+        let cri = Cri::new(engine, images, streaming.handle(), config);
         let served = tokio::spawn(crate::cri::server::serve(socket, cri, async {
             let _ = stopped.await;
         }));
@@ -96,6 +103,9 @@ const BUILT: &[(&str, Code)] = &[
     ("UpdateContainerResources", Code::InvalidArgument),
     ("ReopenContainerLog", Code::InvalidArgument),
     ("ExecSync", Code::InvalidArgument),
+    ("Exec", Code::InvalidArgument),
+    ("Attach", Code::InvalidArgument),
+    ("PortForward", Code::InvalidArgument),
     ("ContainerStats", Code::InvalidArgument),
     ("ListContainerStats", Code::Ok),
     ("PodSandboxStats", Code::InvalidArgument),

@@ -80,6 +80,14 @@ impl Engine {
         AttachSession::new(id.clone(), spec, session, view.spec.stdin != Stdin::Closed)
     }
 
+    /// Whether sessions with this container can be opened now. `act` is what is asked: `exec in`, ..
+    ///
+    /// # Errors
+    /// Not found, or not running.
+    pub fn check_running(&self, id: &ContainerId, act: &'static str) -> Result<(), ContainerError> {
+        self.running(id, act).map(|_| ())
+    }
+
     /// Connects to a port that a program of the sandbox listens on, on its loopback addresses (the host's with the host's network).
     ///
     /// # Errors

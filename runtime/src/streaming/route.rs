@@ -17,6 +17,7 @@ use super::{
     node::Node,
     upgrade::{self, Forward, Refusal, Remote, STREAM_PROTOCOL, Transport},
 };
+use crate::observe::counters;
 
 /// What every connection is served with.
 pub(super) struct Door {
@@ -62,6 +63,7 @@ pub(super) fn answer(
         }
         Err(response) => {
             door.streaming.counts.refused.fetch_add(1, Ordering::Relaxed);
+            counters().streaming_refused.one();
             *response
         }
     }

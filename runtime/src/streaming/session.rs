@@ -25,6 +25,7 @@ use super::{
     upgrade::{Forward, Remote, Transport},
     websocket::{self, Connection, Form, INPUTS},
 };
+use crate::observe::counters;
 
 /// How long a client may take to read the last words and close.
 const LINGER: Duration = Duration::from_secs(30);
@@ -45,6 +46,8 @@ impl Admitted {
         let counts = Arc::clone(&door.streaming.counts);
         counts.started.fetch_add(1, Ordering::Relaxed);
         counts.running.fetch_add(1, Ordering::Relaxed);
+        counters().streaming_opened.one();
+        let _open = counters().streaming_sessions.hold();
         let counted = Counted(counts);
         let io = TokioIo::new(upgraded);
         let life = Arc::new(Life::new(door.limits.idle, door.stop.clone()));
