@@ -167,8 +167,10 @@ impl Replies {
             self.begun = true;
             body.extend(header::STREAM_HEAD);
         }
-        // A stored block of four bytes, its length and that inverted, then the bytes: no headers.
+        // A stored block of four bytes, its length and that inverted, then the bytes: no headers. And an empty one, as any
+        // flush ends: readers (Go's) hand out nothing before it.
         body.extend([0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0]);
+        body.extend([0, 0, 0, 0xff, 0xff]);
         control(2, 0, &body)
     }
 }
@@ -314,6 +316,7 @@ mod tests {
     fn replies_are_a_zlib_stream_with_the_dictionary() {
         let mut replies = Replies::default();
         let bytes: Vec<u8> = [1, 3, 5].into_iter().flat_map(|id| replies.reply(id)).collect();
+        assert!(bytes.ends_with(&[0, 0, 0xff, 0xff]), "a flush");
         let want = [1, 3, 5].map(|stream| Frame::Reply { stream, fin: false });
         assert_eq!(all(&mut Decoder::default(), &bytes, 5), want);
     }
