@@ -5,9 +5,9 @@
 
 mod batch;
 mod bound;
+mod container_attach;
 mod container_create;
 mod container_events;
-mod container_attach;
 mod container_exec;
 mod container_exec_sync;
 mod container_list;
