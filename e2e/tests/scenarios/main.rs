@@ -6,6 +6,7 @@ mod contract;
 mod crictl;
 mod devices;
 mod events;
+mod host_ports;
 mod images;
 mod leaks;
 mod lists;

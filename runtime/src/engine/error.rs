@@ -31,6 +31,19 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    fn of_port(error: &keelson_network::PortError) -> Self {
+        use keelson_network::PortError;
+        match error {
+            PortError::Taken { .. } => Self::Exists,
+            // Something of the host has to be stopped first.
+            PortError::Listening { .. } => Self::State,
+            PortError::Twice { .. }
+            | PortError::Zero { .. }
+            | PortError::Loopback { .. }
+            | PortError::Family { .. } => Self::Invalid,
+        }
+    }
+
     /// The kind that a cause stands for: full disks and spent tables are told apart from the rest.
     #[must_use]
     pub fn of(cause: &(dyn std::error::Error + 'static)) -> Self {
@@ -45,7 +58,7 @@ impl ErrorKind {
             if let Some(attach) = error.downcast_ref::<keelson_network::AttachError>() {
                 match attach {
                     keelson_network::AttachError::Exhausted { .. } => return Self::Exhausted,
-                    keelson_network::AttachError::Port { .. } => return Self::State,
+                    keelson_network::AttachError::Port { source, .. } => return Self::of_port(source),
                     _ => {}
                 }
             }
