@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_millis(700);
 /// Answers each TCP connection and each datagram with its name and who asked, on both families.
 fn server(name: &str) -> String {
     format!(
-        r#"exec perl -e 'use Socket; $|=1; my $any=pack_sockaddr_in6(9000,"\0"x16);
+        r#"exec perl -e 'use Socket qw(:DEFAULT inet_ntop); $|=1; my $any=pack_sockaddr_in6(9000,"\0"x16);
         sub who {{ my($p,$a)=unpack_sockaddr_in6($_[0]); "{name} ".inet_ntop(AF_INET6,$a)."\n" }}
         if(fork){{ socket(S,PF_INET6,SOCK_DGRAM,17)&&bind(S,$any)||die $!; while(1){{ my $p=recv(S,my $m,512,0); send(S,who($p),0,$p) if $p }} }}
         socket(T,PF_INET6,SOCK_STREAM,6); setsockopt(T,SOL_SOCKET,SO_REUSEADDR,1); bind(T,$any)&&listen(T,64)||die $!;
@@ -161,7 +161,8 @@ fn a_host_port_is_reached_from_outside_from_pods_and_from_the_host() {
         // From another machine: the server sees who really asks.
         for (to, from) in [(HOST4, "one ::ffff:198.51.100.2"), (HOST6, "one fd6b:6565::2")] {
             let (stream, datagram) = outside.run(|| (tcp(at(to, 18080)), udp(at(to, 18080))));
-            ensure!(stream? == from && datagram? == from, "from outside to {to}");
+            let told = (stream?, datagram?);
+            ensure!(told == (from.to_owned(), from.to_owned()), "from outside to {to}: {told:?}");
         }
         // From the host: by its loopback, and by any address of its own.
         for to in ["127.0.0.1", HOST4, HOST6] {

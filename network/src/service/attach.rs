@@ -160,7 +160,12 @@ impl Network {
         };
         let port_failed = |source| AttachError::Port { bridge: self.bridge_name(), source };
         let ports = port::check(&request.ports, &addresses).map_err(port_failed)?;
-        self.state().book.claim(sandbox, &ports).map_err(port_failed)?;
+        let mut claimed = self.state().book.claim(sandbox, &ports);
+        // The owner may be on its way out: its ports are unpublished, its record is not gone yet.
+        if matches!(claimed, Err(PortError::Taken { .. })) && self.core.wait_all_gone().is_ok() {
+            claimed = self.state().book.claim(sandbox, &ports);
+        }
+        claimed.map_err(port_failed)?;
         self.check_listeners(&ports)?;
         let first = addresses.first().copied().unwrap_or(IpAddr::from([0; 4]));
         let attachment = Attachment {
