@@ -148,7 +148,7 @@ fn rule(names: &[&str], action: &str, args: &[(u32, u64, &str)]) -> SeccompRule 
 }
 
 #[test]
-fn privileged_the_kernel_takes_the_default_filter_and_follows_it() {
+fn privileged_t17_the_kernel_takes_the_default_filter_and_follows_it() {
     let filter = default_program(&Capabilities::default()).unwrap();
     let filter = filter.as_bytes();
     let on = |number, arguments| run(filter, Machine::X86_64, number, arguments).unwrap();
@@ -171,11 +171,11 @@ fn privileged_the_kernel_takes_the_default_filter_and_follows_it() {
 }
 
 #[test]
-fn privileged_i386_programs_are_held_by_the_same_rules() {
+fn privileged_t17_i386_programs_are_held_by_the_same_rules() {
     let filter = default_program(&Capabilities::default()).unwrap();
     let on = |number, arguments| run(filter.as_bytes(), Machine::I386, number, arguments);
     let Some(getpid) = on(20, [0; 3]) else {
-        println!("SKIP privileged_i386_programs_are_held_by_the_same_rules: this kernel runs no i386 programs");
+        println!("SKIP privileged_t17_i386_programs_are_held_by_the_same_rules: this kernel runs no i386 programs");
         return;
     };
     assert_eq!(getpid, 0);
@@ -189,7 +189,7 @@ fn privileged_i386_programs_are_held_by_the_same_rules() {
 }
 
 #[test]
-fn privileged_x32_numbers_are_held_by_the_same_rules() {
+fn privileged_t17_x32_numbers_are_held_by_the_same_rules() {
     let filter = default_program(&Capabilities::default()).unwrap();
     let on = |number, arguments| run(filter.as_bytes(), Machine::X86_64, X32 | number, arguments).unwrap();
     assert_eq!(on(41, [38, 5, 0]), EAFNOSUPPORT, "socket(AF_ALG)");

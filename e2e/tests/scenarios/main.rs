@@ -1,12 +1,14 @@
 //! End-to-end scenarios: a real daemon, real images, the k8s-cri client and the stock crictl. As root, one at a time.
 
 mod bad_input;
+mod confinement;
 mod containers;
 mod contract;
 mod crictl;
 mod devices;
 mod events;
 mod host_ports;
+mod identity;
 mod images;
 mod leaks;
 mod lists;
@@ -18,6 +20,7 @@ mod resources;
 mod restart;
 mod security;
 mod stats;
+mod surface;
 mod userns;
 
 use std::sync::{Mutex, PoisonError};

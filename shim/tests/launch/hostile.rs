@@ -100,7 +100,7 @@ fn privileged_a_swapped_mount_target_never_leads_outside() {
 }
 
 #[test]
-fn privileged_a_bind_over_proc_is_refused() {
+fn privileged_t3_a_bind_over_proc_is_refused() {
     let fake = tempfile::tempdir().unwrap();
     fs::create_dir_all(fake.path().join("self/attr")).unwrap();
     for destination in ["/proc/self", "/proc/sys/kernel", "/proc/1/attr", "/link/sys"] {
@@ -117,7 +117,7 @@ fn privileged_a_bind_over_proc_is_refused() {
 }
 
 #[test]
-fn privileged_sysctls_do_not_go_through_a_proc_of_the_image() {
+fn privileged_t3_sysctls_do_not_go_through_a_proc_of_the_image() {
     // A folder over /proc, mounted before the procfs of the spec would be: writes must not land there.
     let fake = tempfile::tempdir().unwrap();
     fs::create_dir_all(fake.path().join("sys/net/ipv4")).unwrap();
@@ -131,7 +131,7 @@ fn privileged_sysctls_do_not_go_through_a_proc_of_the_image() {
 }
 
 #[test]
-fn privileged_a_null_device_of_the_image_masks_nothing() {
+fn privileged_t3_a_null_device_of_the_image_masks_nothing() {
     // /dev is the image's: its null is a link to what the attacker wants bound over a masked file (CVE-2025-31133).
     let mut bundle = Bundle::new("cat /etc/masked; stat -c '%t:%T' /etc/masked; cat /etc/target");
     bundle.spec.mounts.retain(|mount| !mount.destination.starts_with("/dev"));
@@ -152,7 +152,7 @@ fn privileged_a_null_device_of_the_image_masks_nothing() {
 }
 
 #[test]
-fn privileged_a_terminal_never_opens_a_device_of_the_image() {
+fn privileged_t3_a_terminal_never_opens_a_device_of_the_image() {
     let mut bundle = Bundle::new("true");
     bundle.spec.mounts.retain(|mount| !mount.destination.starts_with("/dev"));
     let rootfs = bundle.rootfs();

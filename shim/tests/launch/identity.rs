@@ -18,7 +18,7 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn privileged_groups_are_exactly_those_asked_for() {
+fn privileged_t15_groups_are_exactly_those_asked_for() {
     for (uid, gid, additional) in
         [(0, 0, vec![]), (1000, 1001, vec![]), (1000, 1001, vec![7, 5, 4_000_000_000]), (4_294_967_294, 2, vec![2])]
     {
@@ -36,7 +36,7 @@ fn privileged_groups_are_exactly_those_asked_for() {
 }
 
 #[test]
-fn privileged_capabilities_are_exactly_those_asked_for() {
+fn privileged_t15_capabilities_are_exactly_those_asked_for() {
     let chown_kill = names(&["CAP_CHOWN", "CAP_KILL"]);
     let sets = Capabilities {
         bounding: names(&["CAP_CHOWN", "CAP_KILL", "CAP_NET_RAW", "CAP_FROM_THE_FUTURE"]),
