@@ -11,6 +11,7 @@ pub(crate) mod holder;
 pub(crate) mod mounts;
 pub(crate) mod probe;
 pub(crate) mod process;
+pub(crate) mod relabel;
 pub(crate) mod volumes;
 
 use std::path::{Path, PathBuf};
@@ -101,6 +102,8 @@ pub(crate) struct Built {
     pub(crate) env: Vec<Vec<u8>>,
     /// The image's volumes that the request does not replace.
     pub(crate) image_volumes: Vec<String>,
+    /// Label of mandatory access control for the container's files.
+    pub(crate) label: Option<String>,
 }
 
 /// Makes the spec.
@@ -109,7 +112,7 @@ pub(crate) struct Built {
 /// A request that this host or this image cannot grant.
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
     let (mut process, env) = process::build(inputs)?;
-    confine(&mut process, inputs)?;
+    let label = confine(&mut process, inputs)?;
     let identity = &inputs.identity.user;
     if let Some(namespace) = &inputs.sandbox.user_namespace
         && let Some(reason) = namespace.refuses(identity.uid, &identity.additional_gids)
@@ -145,6 +148,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
         .set_rootfs_propagation(mounts::root_propagation(inputs.volumes).map(str::to_owned))
         .set_masked_paths(Some(paths(inputs, inputs.spec.security.masked_paths.as_ref(), &MASKED)))
         .set_readonly_paths(Some(paths(inputs, inputs.spec.security.readonly_paths.as_ref(), &READONLY)))
+        .set_mount_label(label.clone())
         .set_seccomp(None)
         .set_sysctl(None);
 
@@ -160,11 +164,12 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
         .set_hostname(None)
         .set_hooks(inputs.cdi.hooks())
         .set_linux(Some(linux));
-    Ok(Built { spec, env, image_volumes })
+    Ok(Built { spec, env, image_volumes, label })
 }
 
 /// Mandatory access control, as far as the host has it.
-fn confine(process: &mut oci_spec::runtime::Process, inputs: &Inputs<'_>) -> Result<(), ContainerError> {
+/// Returns the label of the container's own files, if they have one.
+fn confine(process: &mut oci_spec::runtime::Process, inputs: &Inputs<'_>) -> Result<Option<String>, ContainerError> {
     let security = &inputs.spec.security;
     let unsupported = |field: &str, reason: String| Err(ContainerError::Unsupported { field: field.into(), reason });
     match &security.apparmor {
@@ -188,10 +193,12 @@ fn confine(process: &mut oci_spec::runtime::Process, inputs: &Inputs<'_>) -> Res
         let part = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
         let user = part(&label.user, "system_u");
         let role = part(&label.role, "system_r");
-        let label = format!("{user}:{role}:{}:{}", part(&label.kind, "container_t"), part(&label.level, "s0"));
-        process.set_selinux_label(Some(label));
+        let level = part(&label.level, "s0");
+        process.set_selinux_label(Some(format!("{user}:{role}:{}:{level}", part(&label.kind, "container_t"))));
+        // Files are nobody's role; at the container's level, so that containers of another level cannot have them.
+        return Ok(Some(format!("{user}:object_r:container_file_t:{level}")));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Which namespaces are new, joined, or the host's.

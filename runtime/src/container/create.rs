@@ -153,6 +153,9 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         pids_limit: shared.config.pids_limit,
         host: &shared.host,
     })?;
+    if let Some(label) = &built.label {
+        oci::relabel::relabel(&resolved, label)?;
+    }
     let program = shared.programs.of(&spec.security, &capabilities(&built.spec))?;
     if built.spec.hooks().is_some() {
         // A hook of the container's own namespace finds the root filesystem where the spec says.

@@ -8,7 +8,7 @@ use keelson_cri::v1;
 
 use super::{
     container_spec::id_mappings,
-    resource,
+    resource, security_spec,
     status::{Failure, invalid, unsupported},
 };
 use crate::{
@@ -34,6 +34,9 @@ pub(super) fn decode(config: Option<v1::PodSandboxConfig>, handler: String) -> R
     }
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
+    // No process of a sandbox runs anything of an image: what confines one is checked, and is the containers' own to ask for.
+    security_spec::seccomp(security.seccomp, &security.seccomp_profile_path)?;
+    security_spec::apparmor(security.apparmor, "")?;
     let dns = config.dns_config.unwrap_or_default();
     let dns = Dns { servers: dns.servers, searches: dns.searches, options: dns.options };
     Ok(SandboxSpec {

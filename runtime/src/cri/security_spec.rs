@@ -90,7 +90,7 @@ fn pid(value: i32, target: &str) -> Result<ContainerPid, Failure> {
 }
 
 /// The profile message, else the deprecated text; neither is "no filter", as CRI has it.
-fn seccomp(profile: Option<v1::SecurityProfile>, deprecated: &str) -> Result<Seccomp, Failure> {
+pub(super) fn seccomp(profile: Option<v1::SecurityProfile>, deprecated: &str) -> Result<Seccomp, Failure> {
     let localhost = |path: &str| {
         if path.starts_with('/') {
             return Ok(Seccomp::Localhost(path.into()));
@@ -113,7 +113,7 @@ fn seccomp(profile: Option<v1::SecurityProfile>, deprecated: &str) -> Result<Sec
     }
 }
 
-fn apparmor(profile: Option<v1::SecurityProfile>, deprecated: &str) -> Result<AppArmor, Failure> {
+pub(super) fn apparmor(profile: Option<v1::SecurityProfile>, deprecated: &str) -> Result<AppArmor, Failure> {
     match (profile, deprecated) {
         (Some(profile), _) => Ok(match profile_type("apparmor", profile.profile_type)? {
             v1::security_profile::ProfileType::RuntimeDefault => AppArmor::RuntimeDefault,

@@ -324,6 +324,10 @@ fn what_the_host_lacks_is_refused_by_name() {
     let process = case.build().unwrap().spec.process().clone().unwrap();
     assert_eq!(process.apparmor_profile().as_deref(), Some("p"));
     assert_eq!(process.selinux_label().as_deref(), Some("system_u:system_r:container_t:s0:c1,c2"));
+    let files = "system_u:object_r:container_file_t:s0:c1,c2";
+    let built = case.build().unwrap();
+    assert_eq!(built.spec.linux().as_ref().unwrap().mount_label().as_deref(), Some(files));
+    assert_eq!(built.label.as_deref(), Some(files));
 }
 
 #[test]

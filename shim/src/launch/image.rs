@@ -21,13 +21,14 @@ pub(super) fn source(
     volume: &ImageVolume,
     options: &Options,
     shift: Option<&Shift<'_>>,
+    label: &str,
 ) -> Result<MountSource, LaunchError> {
     let told = |mut error: LaunchError| {
         error.object = format!("{}: {} {}", volume.destination, error.step, error.object);
         error.step = STEP;
         error
     };
-    let tree = rootfs::read_only(&volume.lower, shift).map_err(told)?;
+    let tree = rootfs::read_only(&volume.lower, shift, label).map_err(told)?;
     let mut attributes = options.attributes;
     attributes.set |= options.recursive_attributes.set | mount::Attributes::RDONLY;
     attributes.clear &= !attributes.set;

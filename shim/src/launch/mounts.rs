@@ -79,7 +79,7 @@ impl<'a> Mounts<'a> {
             })?;
             let image = self.images.iter().find(|volume| volume.destination == mount.destination);
             if let Some(volume) = image.filter(|_| mount.kind == "overlay") {
-                let source = image::source(volume, &options, self.shift.as_ref())?;
+                let source = image::source(volume, &options, self.shift.as_ref(), self.label)?;
                 ops.push(self.place(&mount.destination, source, Node::Folder, false)?);
             } else if options.bind || mount.kind == "bind" {
                 ops.push(self.bind(mount, &options)?);

@@ -162,7 +162,7 @@ fn build_root(ops: &mut Vec<Op>, subject: &Subject<'_>, handle: Option<&cgroup::
         rootfs::Shift { namespace, root }
     });
     let root = match (request.overlay, &request.spec.root) {
-        (Some(overlay), _) => rootfs::overlay(overlay, shift.as_ref(), request.bundle)?,
+        (Some(overlay), _) => rootfs::overlay(overlay, shift.as_ref(), &linux.mount_label, request.bundle)?,
         (None, Some(root)) => rootfs::Root::Tree(rootfs::bind(&request.bundle.join(&root.path))?),
         (None, None) => return Err(LaunchError::invalid("read spec", "root", "it is missing")),
     };

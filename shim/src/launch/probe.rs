@@ -27,7 +27,7 @@ pub fn user_namespaces(scratch: &Path) -> Result<(), LaunchError> {
     let namespace = idmap::namespace(&mapping, &mapping)?;
     let shift = Shift { namespace: &namespace, root: (65_536, 65_536) };
     let overlay = OverlayRootfs { lower: vec![lower], upper, work, volatile: true, idmapped: true };
-    match rootfs::overlay(&overlay, Some(&shift), scratch)? {
+    match rootfs::overlay(&overlay, Some(&shift), "", scratch)? {
         Root::Tree(_) => {}
         Root::Legacy(_) => return Err(LaunchError::unsupported("shift layers", "", "needs Linux 5.19")),
     }

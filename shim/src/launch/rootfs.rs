@@ -45,11 +45,17 @@ pub(super) enum Root {
 }
 
 /// An overlay; with a user namespace, its layers' ids are shifted by that namespace's mappings.
-pub(super) fn overlay(overlay: &OverlayRootfs, shift: Option<&Shift<'_>>, bundle: &Path) -> Result<Root, LaunchError> {
+/// `label`: of security modules, for every file in it; empty: none.
+pub(super) fn overlay(
+    overlay: &OverlayRootfs,
+    shift: Option<&Shift<'_>>,
+    label: &str,
+    bundle: &Path,
+) -> Result<Root, LaunchError> {
     if overlay.lower.is_empty() {
         return Err(LaunchError::invalid(STEP, "", "no lower directory"));
     }
-    let layers = Layers::open(overlay, shift)?;
+    let layers = Layers { label, ..Layers::open(overlay, shift)? };
     match layers.mount()? {
         Some(tree) => Ok(Root::Tree(tree)),
         None => legacy(overlay, layers, bundle).map(Root::Legacy),
@@ -57,8 +63,8 @@ pub(super) fn overlay(overlay: &OverlayRootfs, shift: Option<&Shift<'_>>, bundle
 }
 
 /// An overlay that nobody can write to: of two layers or more.
-pub(super) fn read_only(lower: &[PathBuf], shift: Option<&Shift<'_>>) -> Result<OwnedFd, LaunchError> {
-    let layers = Layers::open_lower(lower, shift)?;
+pub(super) fn read_only(lower: &[PathBuf], shift: Option<&Shift<'_>>, label: &str) -> Result<OwnedFd, LaunchError> {
+    let layers = Layers { label, ..Layers::open_lower(lower, shift)? };
     layers.mount()?.ok_or_else(|| {
         LaunchError::unsupported(STEP, "", "more layers than this kernel's mount call takes; use Linux 6.7 or newer")
     })
@@ -78,6 +84,8 @@ struct Layers<'a> {
     /// Upper and work folder.
     writable: Option<[(&'a Path, OwnedFd); 2]>,
     volatile: bool,
+    /// Of security modules.
+    label: &'a str,
     shifted: bool,
     /// What the lower ones are called in the working directory, where that is all they are known by.
     names: Option<Vec<String>>,
@@ -86,7 +94,7 @@ struct Layers<'a> {
 impl<'a> Layers<'a> {
     fn open_lower(lower: &'a [PathBuf], shift: Option<&Shift<'_>>) -> Result<Layers<'a>, LaunchError> {
         let lower = lower.iter().map(|path| Ok((path.as_path(), folder(path, shift)?))).collect::<Result<_, _>>()?;
-        Ok(Layers { lower, writable: None, volatile: false, shifted: shift.is_some(), names: None })
+        Ok(Layers { lower, writable: None, volatile: false, label: "", shifted: shift.is_some(), names: None })
     }
 
     /// None: this kernel's fsconfig cannot take so many.
@@ -126,7 +134,8 @@ impl<'a> Layers<'a> {
             Some([(upper, _), (work, _)]) => Some([(*upper, folder(upper, None)?), (*work, folder(work, None)?)]),
             None => None,
         };
-        Ok(Layers { lower: Vec::new(), writable, volatile: self.volatile, shifted: true, names: Some(names) })
+        let (volatile, label) = (self.volatile, self.label);
+        Ok(Layers { lower: Vec::new(), writable, volatile, label, shifted: true, names: Some(names) })
     }
 
     fn mount_named(&self) -> Result<Option<OwnedFd>, LaunchError> {
@@ -236,6 +245,9 @@ fn mount_overlay(layers: &Layers<'_>, lower: Lower) -> Result<OwnedFd, LaunchErr
     for (key, value) in PLAIN {
         fsconfig_set_string(context.as_fd(), key, value).map_err(|errno| failed(key, errno))?;
     }
+    if !layers.label.is_empty() {
+        fsconfig_set_string(context.as_fd(), "context", layers.label).map_err(|errno| failed("context", errno))?;
+    }
     if layers.volatile {
         fsconfig_set_flag(context.as_fd(), "volatile").map_err(|errno| failed("volatile", errno))?;
     }
@@ -252,6 +264,10 @@ fn legacy(overlay: &OverlayRootfs, layers: Layers<'_>, bundle: &Path) -> Result<
     }
     for (key, value) in PLAIN {
         data.push_str(&format!(",{key}={value}"));
+    }
+    if !layers.label.is_empty() {
+        // In quotes, because a label has commas.
+        data.push_str(&format!(",context=\"{}\"", layers.label));
     }
     if overlay.volatile {
         data.push_str(",volatile");
