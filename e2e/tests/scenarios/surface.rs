@@ -29,6 +29,7 @@ int main(int count, char **words) {
         result = syscall(a[0], a[1], a[2], a[3], 0, 0, 0);
         if (result < 0) result = -errno;
     }
+    if (result == 0 && (a[0] == 56 || (old && a[0] == 120))) _exit(0);
     printf("%ld\n", result < 0 && result > -4096 ? -result : 0);
     return 0;
 }
