@@ -155,7 +155,7 @@ impl ShimClient {
 
     /// Opens a session: `call` is `OpenExec` or `Attach`. To be run on a task of its own, like every request that must be sent whole.
     pub(crate) async fn open(self: &Arc<Self>, act: &'static str, call: Call) -> Result<Session, ShimError> {
-        let span = tracing::debug_span!("shim", otel.name = act, act, container = self.id);
+        let span = tracing::debug_span!("shim", act, container = self.id);
         let opened = self.establish(act, call).instrument(span).await;
         count(opened.as_ref().err());
         opened
@@ -262,7 +262,9 @@ fn count(error: Option<&ShimError>) {
         Some(ShimError::Refused { .. }) => counters().shim_refused.one(),
         Some(ShimError::Deadline { .. }) => counters().shim_deadline.one(),
         Some(ShimError::Gone { .. }) => counters().shim_gone.one(),
-        Some(ShimError::TooLong { .. } | ShimError::Unexpected { .. }) => counters().shim_protocol.one(),
+        Some(ShimError::TooLong { .. }) => counters().shim_protocol.one(),
+        // Counted where it is found.
+        Some(ShimError::Unexpected { .. }) => {}
     }
 }
 
