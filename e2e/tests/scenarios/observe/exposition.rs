@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
+type Labels = Vec<(String, String)>;
 /// Name with sorted labels.
-type Series = (String, Vec<(String, String)>);
+type Series = (String, Labels);
 
 /// A page that has been read whole.
 #[derive(Debug)]
@@ -85,7 +86,7 @@ impl Family {
         if self.kind != "histogram" {
             return Ok(());
         }
-        let mut by_labels: BTreeMap<Vec<(String, String)>, Vec<(&str, f64, f64)>> = BTreeMap::new();
+        let mut by_labels: BTreeMap<Labels, Vec<(&str, f64, f64)>> = BTreeMap::new();
         for ((name, labels), value) in &self.samples {
             let le = labels.iter().find(|(key, _)| key == "le").map(|(_, bound)| bound.clone());
             let others = labels.iter().filter(|(key, _)| key != "le").cloned().collect();
