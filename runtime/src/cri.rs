@@ -54,7 +54,6 @@ pub mod server;
 mod signal;
 mod stats_view;
 mod status;
-mod time;
 
 use std::sync::Arc;
 

@@ -111,7 +111,7 @@ impl Engine {
     pub async fn update_sandbox(&self, id: &SandboxId, whole: Whole) -> Result<(), SandboxError> {
         for (part, resources) in [("resources", &whole.resources), ("overhead", &whole.overhead)] {
             if let Some(Err((field, reason))) = resources.as_ref().map(Resources::check) {
-                return Err(sandbox::check::invalid(&format!("{part}.{field}"), reason));
+                return Err(sandbox::check::invalid(format!("{part}.{field}"), reason));
             }
         }
         let absent = || SandboxError::NotFound { id: id.to_string() };
