@@ -179,9 +179,9 @@ fn a_read_only_tree_is_so_to_its_leaves_and_its_refusals_are_clear() {
         let dir = tempfile::tempdir_in("/var/tmp")?;
         let below = dir.path().join("below");
         fs::create_dir(&below)?;
-        let mount = |arguments: &[&str]| {
-            let status = Command::new("mount").args(arguments).arg(&below).status();
-            status.map_err(anyhow::Error::from).and_then(|it| Ok(ensure!(it.success(), "mount {arguments:?}")))
+        let mount = |arguments: &[&str]| -> Result<()> {
+            ensure!(Command::new("mount").args(arguments).arg(&below).status()?.success(), "mount {arguments:?}");
+            Ok(())
         };
         mount(&["-t", "tmpfs", "keelson-e2e"])?;
         let made = async || -> Result<()> {
@@ -227,9 +227,9 @@ fn mounts_travel_only_where_they_were_asked_to_and_from_where_they_can() {
         for name in ["shared/from-host", "shared/from-container", "private"] {
             fs::create_dir_all(dir.path().join(name))?;
         }
-        let run = |program: &str, arguments: &[&str]| {
-            let status = Command::new(program).args(arguments).status();
-            status.map_err(anyhow::Error::from).and_then(|it| Ok(ensure!(it.success(), "{program} {arguments:?}")))
+        let run = |program: &str, arguments: &[&str]| -> Result<()> {
+            ensure!(Command::new(program).args(arguments).status()?.success(), "{program} {arguments:?}");
+            Ok(())
         };
         let place = shared.to_string_lossy().into_owned();
         run("mount", &["--bind", &place, &place])?;

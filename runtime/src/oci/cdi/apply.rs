@@ -121,7 +121,6 @@ impl Edits {
             return None;
         }
         let mut hooks = Hooks::default();
-        #[expect(deprecated, reason = "CDI specs still name it")]
         hooks.set_prestart(of("prestart"));
         hooks
             .set_create_runtime(of("createRuntime"))

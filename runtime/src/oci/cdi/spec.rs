@@ -107,7 +107,7 @@ pub(super) struct Hook {
 /// Known, so that the refusal can name it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "read to be refused by name")]
+#[allow(dead_code, reason = "read to be refused by name")]
 pub(super) struct IntelRdt {
     #[serde(rename = "closID")]
     pub(super) clos_id: String,
