@@ -1,6 +1,6 @@
 //! Traffic counters from `/proc/net/dev`, of the host and of pods: one file read, no netlink, so never behind the kernel's
 //! network lock, which others may hold for long.
-//! Runs on the caller's thread for some microseconds. Owns nothing but the open file of [`HostCounters`].
+//! Runs on the caller's thread for some microseconds. Owns nothing but the open file of `HostCounters`.
 //! Must never tell another namespace's numbers: whose file it was is looked at before it is read.
 
 use std::{
