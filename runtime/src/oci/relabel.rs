@@ -40,7 +40,7 @@ pub(crate) fn relabel(volumes: &[Volume], label: &str) -> Result<(), ContainerEr
         }
         let open = || rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
         open()
-            .and_then(|place| tree(place, label, 0))
+            .and_then(|place| tree(&place, label, 0))
             .map_err(|errno| refuse(format!("cannot be labelled: {errno}")))?;
     }
     Ok(())
@@ -52,25 +52,24 @@ fn is_system(path: &Path) -> bool {
 }
 
 /// The place itself, then what is in it. What goes away meanwhile needs no label.
-fn tree(place: OwnedFd, label: &str, depth: usize) -> Result<(), Errno> {
+fn tree(place: &OwnedFd, label: &str, depth: usize) -> Result<(), Errno> {
     set(place.as_fd(), label)?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) != FileType::Directory {
+    if FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode) != FileType::Directory {
         return Ok(());
     }
     if depth >= DEPTH_MAX {
         return Err(Errno::LOOP);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let folder = rustix::fs::openat(&place, ".", flags, Mode::empty())?;
-    let mut entries = Dir::read_from(&folder)?;
-    while let Some(entry) = entries.next() {
+    let folder = rustix::fs::openat(place, ".", flags, Mode::empty())?;
+    for entry in Dir::read_from(&folder)? {
         let entry = entry?;
         let name: CString = entry.file_name().to_owned();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
-        match rustix::fs::openat(&place, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(inner) => tree(inner, label, depth + 1)?,
+        match rustix::fs::openat(place, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(inner) => tree(&inner, label, depth + 1)?,
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno),
         }
