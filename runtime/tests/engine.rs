@@ -36,6 +36,8 @@ macro_rules! lab {
     };
 }
 
+#[path = "engine/events.rs"]
+mod events;
 #[path = "engine/retire.rs"]
 mod retire;
 

@@ -103,7 +103,8 @@ pub(crate) struct Task {
     commands: Queue,
     record: SandboxRecord,
     spec: Arc<SandboxSpec>,
-    members: BTreeMap<ContainerId, Member>,
+    /// Boxed: a leaf of the map has room for eleven, and most sandboxes hold one or two.
+    members: BTreeMap<ContainerId, Box<Member>>,
     holder: Option<Arc<ShimClient>>,
     waiting: Waiting,
     /// Of the call that made it, until it has begun.
@@ -153,7 +154,7 @@ impl Task {
         let id = member.record.id.clone();
         self.shared.table.add_container(id.clone(), Arc::clone(&member.entry));
         member.publish(&self.shared.state);
-        self.members.insert(id.clone(), member);
+        self.members.insert(id.clone(), Box::new(member));
         if let Some(watch) = watch {
             self.watch(id, watch);
         }
@@ -175,7 +176,7 @@ impl Task {
             let (span, event) = tokio::select! {
                 Some((span, done)) = self.work.join_next() => (span, Event::Done(done)),
                 Some(done) = self.watches.join_next() => (Span::none(), Event::Done(done)),
-                asked = self.commands.recv(), if !self.draining => match asked {
+                asked = self.commands.recv(), if !self.draining => match asked.map(|asked| *asked) {
                     Some((span, command)) => (span, Event::Asked(command)),
                     None => (Span::none(), Event::Asked(Command::Drain)),
                 },

@@ -51,7 +51,7 @@ impl Task {
                 let entry = ContainerEntry::new(Arc::clone(&self.entry));
                 let mut member = Member::new(order.record.clone(), Arc::clone(&entry));
                 member.created.push(reply);
-                self.members.insert(id.clone(), member);
+                self.members.insert(id.clone(), Box::new(member));
                 self.shared.table.add_container(id.clone(), entry);
                 let made = container::create::create(Arc::clone(&self.shared), order);
                 self.work.spawn(async move { Done::ContainerMade(id, Box::new(made.await)) });

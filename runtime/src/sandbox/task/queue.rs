@@ -13,11 +13,14 @@ use tracing::{Instrument as _, Span};
 use super::{Command, Done};
 use crate::observe;
 
+/// A command with the span that asks. Boxed: a queue has room for 32 from the start, and most are empty most of the time.
+type Asked = Box<(Span, Command)>;
+
 /// Where a sandbox's task takes commands from.
-pub(crate) type Queue = mpsc::Receiver<(Span, Command)>;
+pub(crate) type Queue = mpsc::Receiver<Asked>;
 
 /// The way to a sandbox's task.
-pub(crate) struct Commands(mpsc::Sender<(Span, Command)>);
+pub(crate) struct Commands(mpsc::Sender<Asked>);
 
 /// The task has ended, or (without waiting) has a full queue.
 #[derive(Debug)]
@@ -32,12 +35,12 @@ impl Commands {
 
     /// Waits for a place.
     pub(crate) async fn send(&self, command: Command) -> Result<(), NotTaken> {
-        self.0.send((Span::current(), command)).await.map_err(|_| NotTaken)
+        self.0.send(Box::new((Span::current(), command))).await.map_err(|_| NotTaken)
     }
 
     /// Does not wait.
     pub(crate) fn try_send(&self, command: Command) -> Result<(), NotTaken> {
-        self.0.try_send((Span::current(), command)).map_err(|_| NotTaken)
+        self.0.try_send(Box::new((Span::current(), command))).map_err(|_| NotTaken)
     }
 }
 
