@@ -29,4 +29,5 @@ pub use pull::{PullCounts, PullError, PullRequest, StageTime};
 pub use reference::Reference;
 pub use snapshot::{Snapshot, SnapshotError, SnapshotKey};
 pub use store::{CommitError, ImageService, NewImage, OpenError, RemoveError, Removed};
+pub use unpack::{Contents, unpack_tree};
 pub use usage::FsUsage;

@@ -156,6 +156,51 @@ pub(crate) struct Unpacked {
     pub(crate) blob: Option<BlobWriter>,
 }
 
+/// What an archive is trusted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// A layer of an image: anything.
+    Layer,
+    /// What a container has changed in its filesystem, in the form of a layer: no devices; set-id bits and file capabilities are
+    /// taken from what it holds.
+    Changes,
+    /// Regular files and folders, nothing that points anywhere.
+    Files,
+}
+
+/// Unpacks a plain tar from whoever wrote it into the empty folder `root`; `aside` is an empty place on the same filesystem for what
+/// a later entry replaces. Limits as for a layer. Blocks; what was made before an error stays for the caller to remove.
+///
+/// # Errors
+/// The archive is broken, has an entry that `contents` does not allow, is larger than the limits, or the filesystem refused.
+pub fn unpack_tree(
+    reader: impl Read,
+    (root, aside): (&OwnedFd, &OwnedFd),
+    limits: &Limits,
+    contents: Contents,
+) -> Result<FsUsage, UnpackError> {
+    let bounded = Bounded { reader, left: limits.layer_bytes };
+    let mut archive = Archive::new(io::BufReader::with_capacity(128 << 10, bounded), limits);
+    extract::extract(&mut archive, (root, aside), (limits, contents)).map(|finished| finished.usage)
+}
+
+/// A reader that fails, rather than ends, when more comes than is allowed.
+struct Bounded<R> {
+    reader: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.reader.read(buffer)?;
+        self.left = self
+            .left
+            .checked_sub(u64::try_from(got).unwrap_or(u64::MAX))
+            .ok_or_else(|| io::Error::other("the archive is larger than this node accepts"))?;
+        Ok(got)
+    }
+}
+
 /// Unpacks and verifies. Of two errors, the reader's is returned: what the extractor then saw follows from it.
 pub(crate) fn run(request: Request<'_>, reader: impl Read + Send) -> Result<Unpacked, UnpackError> {
     let (root, aside, limits, expected) = (request.root, request.aside, request.limits, *request.diff_id);
@@ -170,7 +215,7 @@ pub(crate) fn run(request: Request<'_>, reader: impl Read + Send) -> Result<Unpa
             Ok(producer) => producer,
             Err(source) => return (Ok(Err(Stopped::By(UnpackError::io("start thread for", "layer", source)))), None),
         };
-        let extracted = extract::extract(&mut archive, (root, aside), limits);
+        let extracted = extract::extract(&mut archive, (root, aside), (limits, Contents::Layer));
         let mut chunks = archive.into_input();
         if extracted.is_ok() {
             chunks.drain();

@@ -38,6 +38,8 @@ pub struct Config {
     pub containers: Containers,
     pub records: Records,
     pub stats: Stats,
+    /// The CRIU program; need not be there.
+    pub criu: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

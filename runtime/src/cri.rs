@@ -6,6 +6,7 @@
 mod batch;
 mod bound;
 mod container_attach;
+mod container_checkpoint;
 mod container_create;
 mod container_events;
 mod container_exec;
@@ -37,11 +38,13 @@ mod runtime_config;
 mod runtime_status;
 mod runtime_update;
 mod runtime_version;
+mod sandbox_checkpoint;
 mod sandbox_list;
 mod sandbox_list_metrics;
 mod sandbox_list_stats;
 mod sandbox_port_forward;
 mod sandbox_remove;
+mod sandbox_restore;
 mod sandbox_run;
 mod sandbox_spec;
 mod sandbox_stats;
@@ -164,6 +167,10 @@ service! {
         remove_container "RemoveContainer" (RemoveContainerRequest) -> RemoveContainerResponse = container_remove;
         list_containers "ListContainers" (ListContainersRequest) -> ListContainersResponse = container_list;
         container_status "ContainerStatus" (ContainerStatusRequest) -> ContainerStatusResponse = container_status;
+        checkpoint_container "CheckpointContainer" (CheckpointContainerRequest)
+            -> CheckpointContainerResponse = container_checkpoint;
+        checkpoint_pod "CheckpointPod" (CheckpointPodRequest) -> CheckpointPodResponse = sandbox_checkpoint;
+        restore_pod "RestorePod" (RestorePodRequest) -> RestorePodResponse = sandbox_restore;
         update_container_resources "UpdateContainerResources" (UpdateContainerResourcesRequest)
             -> UpdateContainerResourcesResponse = container_update;
         reopen_container_log "ReopenContainerLog" (ReopenContainerLogRequest)
@@ -199,12 +206,7 @@ service! {
         stream_pod_sandbox_metrics "StreamPodSandboxMetrics" (StreamPodSandboxMetricsRequest)
             -> StreamPodSandboxMetricsResponse = sandbox_list_metrics;
     }
-    not_built {
-        checkpoint_container "CheckpointContainer" (CheckpointContainerRequest) -> v1::CheckpointContainerResponse,
-            "checkpoints";
-        checkpoint_pod "CheckpointPod" (CheckpointPodRequest) -> v1::CheckpointPodResponse, "checkpoints";
-        restore_pod "RestorePod" (RestorePodRequest) -> v1::RestorePodResponse, "checkpoints";
-    }
+    not_built {}
 }
 
 service! {

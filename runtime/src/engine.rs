@@ -5,6 +5,7 @@
 //! This file opens and drains it; what can be asked of it is in one file per noun, each an `impl Engine`.
 
 mod census;
+pub(crate) mod checkpoint;
 pub mod config;
 mod containers;
 pub mod error;

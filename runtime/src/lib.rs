@@ -2,6 +2,7 @@
 //! Runs in the `keelson` process: tokio workers for requests, the blocking pool and a few owned threads for kernel work.
 //! Owns the state and root directories while it runs. Must never hold a container's data plane: that is the shim's.
 
+mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod container;

@@ -66,6 +66,11 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), OpenError> {
     let keys: HashSet<ContainerId> =
         sandboxes.values().flat_map(|(_, containers)| containers.iter().map(|record| record.id.clone())).collect();
 
+    let checkpoints: HashSet<String> = sandboxes
+        .values()
+        .flat_map(|(_, containers)| containers.iter().filter_map(|record| record.spec.checkpoint.clone()))
+        .collect();
+
     // Assumption 4, and containers whose sandbox is gone.
     let mut undo = JoinSet::new();
     for record in orphans.containers {
@@ -88,6 +93,8 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), OpenError> {
     }
 
     let shared = Arc::clone(shared);
+    let of_checkpoints = Arc::clone(&shared);
+    blocking(move || crate::engine::checkpoint::sweep(&of_checkpoints, &checkpoints)).await;
     blocking(move || sweep(&shared, &ids, &keys, &snapshots)).await;
     Ok(())
 }

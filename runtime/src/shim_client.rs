@@ -136,6 +136,41 @@ impl ShimClient {
         }
     }
 
+    /// Holds every process, or lets all go on.
+    pub(crate) async fn pause(&self, on: bool) -> Result<(), ShimError> {
+        match self.call("pause", Call::Pause(shim::Pause { on }), Some(ANSWER)).await? {
+            Outcome::Done(_) => Ok(()),
+            other => Err(self.unexpected("pause", &other)),
+        }
+    }
+
+    /// Writes the processes to files, within the time that the call allows.
+    pub(crate) async fn checkpoint(
+        &self,
+        call: shim::Checkpoint,
+        limit: Duration,
+    ) -> Result<shim::Checkpointed, ShimError> {
+        let deadline = limit.saturating_add(AFTER_KILL);
+        match self.call("checkpoint", Call::Checkpoint(call), Some(deadline)).await? {
+            Outcome::Checkpointed(done) => Ok(done),
+            other => Err(self.unexpected("checkpoint", &other)),
+        }
+    }
+
+    /// Starts from files. As [`ShimClient::start`].
+    pub(crate) async fn restore(&self, call: shim::Restore) -> Result<shim::State, ShimError> {
+        let deadline = Duration::from_millis(call.timeout_ms).saturating_add(AFTER_KILL);
+        match self.call("restore", Call::Restore(call), Some(deadline)).await? {
+            Outcome::State(state) => Ok(state),
+            Outcome::Exited(exit) => Ok(shim::State {
+                phase: shim::Phase::Stopped.into(),
+                started_at: exit.started_at,
+                ..Default::default()
+            }),
+            other => Err(self.unexpected("restore", &other)),
+        }
+    }
+
     /// Opens the log anew.
     pub(crate) async fn reopen_log(&self) -> Result<(), ShimError> {
         match self.call("reopen log", Call::ReopenLog(shim::ReopenLog {}), Some(ANSWER)).await? {

@@ -1,6 +1,7 @@
 //! End-to-end scenarios: a real daemon, real images, the k8s-cri client and the stock crictl. As root, one at a time.
 
 mod bad_input;
+mod checkpoint;
 mod confinement;
 mod containers;
 mod contract;

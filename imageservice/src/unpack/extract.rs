@@ -14,7 +14,7 @@ use rustix::{
 };
 
 use super::{
-    UnpackError,
+    Contents, UnpackError,
     archive::{Archive, Entry, Kind},
     path::{clean, shown, split},
     sparse::Map,
@@ -30,14 +30,40 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 pub(super) fn extract<R: BufRead>(
     archive: &mut Archive<'_, R>,
     (root, aside): (&OwnedFd, &OwnedFd),
-    limits: &Limits,
+    (limits, contents): (&Limits, Contents),
 ) -> Result<Finished, UnpackError> {
     let mut tree = Tree::new(root, aside, limits)?;
-    while let Some(entry) = archive.next()? {
+    while let Some(mut entry) = archive.next()? {
+        contents.admit(&mut entry, limits).map_err(|reason| refused(&entry.path, reason))?;
         let path = clean(&entry.path, limits).map_err(|reason| refused(&entry.path, reason))?;
         place(archive, &mut tree, &entry, &path, limits)?;
     }
     tree.finish()
+}
+
+impl Contents {
+    /// Whether such an archive may hold the entry; takes from it what it may not have.
+    fn admit(self, entry: &mut Entry, limits: &Limits) -> Result<(), &'static str> {
+        if self == Contents::Layer {
+            return Ok(());
+        }
+        if entry.sparse.as_ref().is_some_and(|map| map.size > limits.layer_bytes) {
+            return Err("it is a file of holes larger than this node accepts");
+        }
+        match (self, entry.kind) {
+            (_, Kind::Character | Kind::Block) => return Err("it is a device"),
+            (Contents::Files, Kind::HardLink | Kind::SymbolicLink | Kind::Fifo) => {
+                return Err("it is neither a file nor a folder");
+            }
+            (Contents::Files, Kind::File) if entry.sparse.is_some() => return Err("it is a file of holes"),
+            (_, Kind::File | Kind::HardLink | Kind::SymbolicLink | Kind::Directory | Kind::Fifo) => {}
+        }
+        if entry.kind != Kind::Directory {
+            entry.mode &= 0o1777;
+        }
+        entry.xattrs.retain(|(name, _)| name != b"security.capability");
+        Ok(())
+    }
 }
 
 fn refused(path: &[u8], reason: &'static str) -> UnpackError {

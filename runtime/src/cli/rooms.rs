@@ -35,6 +35,7 @@ pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
         log_line_max: u32::try_from(containers.log_line_max).unwrap_or(u32::MAX),
         writable_layer_period: config.stats.writable_layer_period,
         network: config.network.enabled.then(|| network(config)),
+        criu: config.criu.clone(),
         ..EngineConfig::new(config.root.clone(), config.state.clone(), shim(config)?, images(config))
     })
 }

@@ -21,6 +21,7 @@ const DEFAULT_ROOT: &str = "/var/lib/keelson";
 const DEFAULT_STATE: &str = "/run/keelson";
 const DEFAULT_HOSTS_DIR: &str = "/etc/keelson/certs.d";
 const DEFAULT_STREAMING: &str = "127.0.0.1:0";
+const DEFAULT_CRIU: &str = "/usr/sbin/criu";
 const DEFAULT_BRIDGE: &str = "keelson0";
 
 /// A value that makes no sense, and what would.
@@ -65,6 +66,7 @@ pub(super) fn check(raw: Raw, overrides: &Overrides) -> Result<Config, Bad> {
         containers: containers(&raw.containers)?,
         records: records(&raw.records)?,
         stats: stats(&raw.stats)?,
+        criu: path("checkpoint.criu", None, raw.checkpoint.criu, DEFAULT_CRIU)?,
         root,
         state,
         socket,

@@ -21,12 +21,19 @@ pub(super) struct Raw {
     pub(super) containers: RawContainers,
     pub(super) records: RawRecords,
     pub(super) stats: RawStats,
+    pub(super) checkpoint: RawCheckpoint,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawStats {
     pub(super) writable_layer_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCheckpoint {
+    pub(super) criu: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

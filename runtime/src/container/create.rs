@@ -14,6 +14,7 @@ use super::{
     view::User,
 };
 use crate::{
+    checkpoint::{images::Bounds, read, restore},
     engine::shared::{Shared, blocking},
     observe::Stage,
     oci::{self, volumes},
@@ -49,6 +50,8 @@ pub(crate) struct Made {
 
 /// What the stretch on the blocking pool gives.
 struct Prepared {
+    /// Folder of its checkpoint, and what its images may ask for.
+    checkpoint: Option<(String, Bounds)>,
     stream: std::os::unix::net::UnixStream,
     pidfd: OwnedFd,
     launch: shim::Launch,
@@ -92,6 +95,15 @@ async fn attempt(shared: &Arc<Shared>, order: Order) -> Result<Made, ContainerEr
             .map_err(|error| images::blame(&prepared.volumes, &error).unwrap_or_else(|| failed(&id, "launch")(error))),
         () = &mut watch => Err(failed(&id, "launch")(std::io::Error::other("its shim ended: see shim.log in the container's run directory"))),
     };
+    let launched = match (launched, prepared.checkpoint) {
+        (Ok(state), Some((folder, bounds))) => {
+            let (shared, init) = (Arc::clone(shared), state.pid);
+            let checked = blocking(move || restore::prepare(&shared, &folder, init, bounds)).await;
+            let refused = |source| ContainerError::Checkpoint { act: "restore", id: Some(id.clone()), source };
+            checked.map(|()| state).map_err(refused)
+        }
+        (launched, _) => launched,
+    };
     match launched {
         Ok(state) => Ok(Made { pid: state.pid, shim: client, watch, volumes: prepared.volumes, user: prepared.user }),
         Err(error) => {
@@ -126,6 +138,11 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     })?;
     let snapshot = Stage::Snapshot.run(id, || shared.images.prepare(&SnapshotKey::from(id), &image.id));
     let snapshot = snapshot.map_err(failed(id, "prepare writable layer"))?;
+    if let Some(folder) = &spec.checkpoint {
+        let limits = &shared.config.images.limits;
+        read::changes(&shared.checkpoint(folder), &snapshot.upper, limits)
+            .map_err(|source| ContainerError::Checkpoint { act: "restore", id: Some(id.clone()), source })?;
+    }
     let stage = Stage::Spec.begin(id);
     let root = RootView::open(&snapshot.lower).map_err(failed(id, "open image layers"))?;
     let mut identity = users::resolve(&spec.security, &image.config.user, &root).map_err(|error| refused(&error))?;
@@ -169,6 +186,8 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     }
     let spawned =
         Stage::ShimSpawn.run(id, || shared.shims.spawn(id.as_str(), &dir)).map_err(failed(id, "start shim"))?;
+    let filter = program.as_ref().map(|program| program.as_bytes()).unwrap_or_default();
+    let checkpoint = spec.checkpoint.clone().map(|folder| (folder, restore::bounds(&built.spec, filter)));
     let launch = shim::Launch {
         spec: json,
         overlay: Some(
@@ -190,7 +209,14 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
             .map(|volume| volume.host_path.to_string_lossy().into_owned())
             .collect(),
     };
-    Ok(Prepared { stream: spawned.stream, pidfd: spawned.pidfd, launch, volumes: resolved, user: identity.user })
+    Ok(Prepared {
+        checkpoint,
+        stream: spawned.stream,
+        pidfd: spawned.pidfd,
+        launch,
+        volumes: resolved,
+        user: identity.user,
+    })
 }
 
 /// A user that cannot be resolved is the request's or the image's fault.

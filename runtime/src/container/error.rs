@@ -114,6 +114,17 @@ pub enum ContainerError {
         /// The limit.
         timeout: Duration,
     },
+    /// A checkpoint could not be written or restored.
+    #[error("{act}{}", of(id.as_ref()))]
+    Checkpoint {
+        /// `checkpoint`, `open checkpoint`, ..
+        act: &'static str,
+        /// Which container, when there is one.
+        id: Option<ContainerId>,
+        /// Why.
+        #[source]
+        source: crate::checkpoint::CheckpointError,
+    },
     /// The daemon is ending.
     #[error("{act}: the daemon is stopping; ask again when it is back")]
     Draining {
@@ -134,8 +145,13 @@ impl ContainerError {
             Self::State { .. } | Self::SandboxState { .. } => ErrorKind::State,
             Self::Failed { source, .. } => ErrorKind::of(source.as_ref()),
             Self::Start { invalid: false, .. } => ErrorKind::Internal,
+            Self::Checkpoint { source, .. } => source.kind(),
             Self::ExecTimeout { .. } => ErrorKind::Timeout,
             Self::Draining { .. } => ErrorKind::Unavailable,
         }
     }
+}
+
+fn of(id: Option<&ContainerId>) -> String {
+    id.map(|id| format!(" container {id}")).unwrap_or_default()
 }

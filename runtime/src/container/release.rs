@@ -21,6 +21,9 @@ const EMPTY: Duration = Duration::from_secs(10);
 pub(crate) fn everything(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
     leftovers(shared, record)?;
     let failed = |stage| failed(record, stage);
+    if let Some(folder) = &record.spec.checkpoint {
+        shared.checkpoint(folder).remove().map_err(|error| failed("remove checkpoint")(Arc::new(error)))?;
+    }
     for key in snapshots(record) {
         shared.images.discard(&key).map_err(|error| failed("discard writable layer")(Arc::new(error)))?;
     }

@@ -341,4 +341,7 @@ pub struct ContainerSpec {
     pub security: Security,
     /// Linux signal number to stop it with; `None`: the image's, else TERM.
     pub stop_signal: Option<i32>,
+    /// Folder of the unpacked checkpoint that `image` names instead of an image: set by the engine, never by a caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
 }

@@ -53,6 +53,7 @@ pub(super) fn decode(config: Option<v1::ContainerConfig>) -> Result<ContainerSpe
         resources: resource::for_create(linux.resources)?,
         security: security_spec::decode(linux.security_context)?,
         stop_signal: super::signal::number(stop_signal),
+        checkpoint: None,
     })
 }
 

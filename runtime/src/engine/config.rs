@@ -58,6 +58,8 @@ pub struct EngineConfig {
     pub shm_size: u64,
     /// How often the use of writable layers is measured while somebody asks for it.
     pub writable_layer_period: Duration,
+    /// The CRIU program, for checkpoints; need not be there.
+    pub criu: PathBuf,
     /// Let containers that are not root bind ports below 1024.
     pub unprivileged_ports: bool,
     /// Let containers that are not root send ICMP echo.
@@ -82,6 +84,7 @@ impl EngineConfig {
             log_line_max: 16 * 1024,
             shm_size: 64 * 1024 * 1024,
             writable_layer_period: Duration::from_secs(10),
+            criu: PathBuf::from("/usr/sbin/criu"),
             unprivileged_ports: true,
             unprivileged_icmp: true,
         }

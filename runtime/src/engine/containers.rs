@@ -9,9 +9,13 @@ use std::{
 };
 
 use keelson_api::{ContainerId, SandboxId};
+use keelson_imageservice::Image;
 use tokio::sync::oneshot;
 
-use super::{Engine, ErrorKind, table::ContainerEntry};
+use super::{
+    Engine, ErrorKind,
+    table::{ContainerEntry, SandboxEntry},
+};
 use crate::{
     container::{self, ContainerError, ContainerSpec, ContainerState, ContainerView},
     resources::Resources,
@@ -33,7 +37,7 @@ impl Engine {
     pub async fn create_container(
         &self,
         sandbox: &SandboxId,
-        spec: ContainerSpec,
+        mut spec: ContainerSpec,
     ) -> Result<ContainerId, ContainerError> {
         let draining = || ContainerError::Draining { act: "create container" };
         if self.shared.is_draining() {
@@ -45,11 +49,27 @@ impl Engine {
             .table
             .sandbox(sandbox)
             .ok_or_else(|| ContainerError::SandboxNotFound { id: sandbox.to_string() })?;
-        let image = self
-            .shared
-            .images
-            .find(&spec.image)
-            .ok_or_else(|| ContainerError::ImageMissing { image: spec.image.clone() })?;
+        if !spec.image.starts_with('/') {
+            let image = self.shared.images.find(&spec.image);
+            let image = image.ok_or_else(|| ContainerError::ImageMissing { image: spec.image.clone() })?;
+            return self.create_from(sandbox, entry, spec, image).await;
+        }
+        // No reference begins so: it is the archive of a checkpoint.
+        let image = self.open_checkpoint(sandbox, &mut spec).await?;
+        let folder = spec.checkpoint.clone().unwrap_or_default();
+        let made = self.create_from(sandbox, entry, spec, image).await;
+        self.close_checkpoint(folder, made.as_ref().ok()).await;
+        made
+    }
+
+    async fn create_from(
+        &self,
+        sandbox: &SandboxId,
+        entry: Arc<SandboxEntry>,
+        spec: ContainerSpec,
+        image: Arc<Image>,
+    ) -> Result<ContainerId, ContainerError> {
+        let draining = || ContainerError::Draining { act: "create container" };
         let (reply, answer) = oneshot::channel();
         let gone =
             |_| self.container_gone(draining, ContainerError::SandboxNotFound { id: sandbox.to_string() }, sandbox);

@@ -77,6 +77,7 @@ pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         programs: Programs::default(),
         table: Table::default(),
         events: Default::default(),
+        checkpoints: Default::default(),
         teardown: Shared::semaphore(),
         pending: Default::default(),
         draining: Default::default(),

@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) programs: Programs,
     pub(crate) table: Table,
     pub(crate) events: Arc<Events>,
+    /// Containers whose checkpoint is being written.
+    pub(crate) checkpoints: super::checkpoint::Claims,
     /// Limits how many teardowns work at one time.
     pub(crate) teardown: Semaphore,
     /// Teardowns begun and not done.
@@ -129,6 +131,14 @@ impl Shared {
     /// Lets go of the shims: they are nobody's children when the daemon has ended.
     pub(crate) fn drop_reapers(&self) {
         self.reapers.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    /// Folder of folders of checkpoints, below the root.
+    pub(crate) const CHECKPOINTS: &'static str = "checkpoints";
+
+    /// One of them.
+    pub(crate) fn checkpoint(&self, name: &str) -> crate::checkpoint::read::Folder {
+        crate::checkpoint::read::Folder::new(self.config.root.join(Self::CHECKPOINTS).join(name))
     }
 
     pub(crate) fn is_draining(&self) -> bool {

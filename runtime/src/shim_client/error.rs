@@ -4,7 +4,10 @@
 
 use std::time::Duration;
 
-use keelson_api::shim::{Failure, FailureKind};
+use keelson_api::{
+    ContainerId,
+    shim::{Failure, FailureKind},
+};
 
 use crate::engine::ErrorKind;
 
@@ -62,6 +65,12 @@ pub(crate) enum ShimError {
 }
 
 impl ShimError {
+    /// What could not even be asked.
+    pub(crate) fn unasked(act: &'static str, id: &ContainerId, message: &str) -> Self {
+        let failure = Failure { step: act.to_owned(), message: message.to_owned(), ..Failure::default() };
+        Self::Refused { act, id: id.to_string(), failure: Box::new(failure) }
+    }
+
     /// What kind of failure this is.
     #[must_use]
     pub(crate) fn kind(&self) -> ErrorKind {

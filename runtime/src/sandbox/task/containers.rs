@@ -10,17 +10,21 @@ use tracing::Instrument as _;
 
 use super::{Done, Member, Reply, Task, answer, tell::reached};
 use crate::{
+    checkpoint,
     container::{
         self, ContainerError, ContainerSpec,
         spec::{ContainerPid, ContainerUsers},
         state::{Denied, Event, Request, State, Step, decide},
     },
-    engine::{shared::blocking, table::ContainerEntry},
+    engine::{
+        shared::{Shared, blocking},
+        table::ContainerEntry,
+    },
     observe::{Stage, counters},
     oci::cgroup_path,
     resources::Resources,
     sandbox::{parent, state as sandbox_state},
-    shim_client::{ShimError, record},
+    shim_client::{ShimClient, ShimError, record},
     store::record::{ContainerRecord, Record as _},
 };
 
@@ -128,12 +132,17 @@ impl Task {
                 let Some(shim) = member.shim.clone() else {
                     return answer(reply, Err(denied("start", id, "without its shim")));
                 };
+                let restored = member.spec.checkpoint.clone().zip(member.record.state.pid());
                 member.started.push(reply);
                 member.starting = true;
                 self.apply(id, &Event::StartSent);
                 let id = id.clone();
+                let shared = Arc::clone(&self.shared);
                 self.work.spawn(async move {
-                    let started = Stage::Start.wait(&id, shim.start()).await;
+                    let started = match restored {
+                        None => Stage::Start.wait(&id, shim.start()).await,
+                        Some((folder, init)) => restore(shared, &id, &shim, folder, init).await,
+                    };
                     Done::Started(id, started)
                 });
             }
@@ -370,6 +379,29 @@ impl Task {
             }
         }
     }
+}
+
+/// Starts a container from its checkpoint.
+async fn restore(
+    shared: Arc<Shared>,
+    id: &ContainerId,
+    shim: &ShimClient,
+    folder: String,
+    init: i32,
+) -> Result<keelson_api::shim::State, ShimError> {
+    let (of_call, config, name) = (Arc::clone(&shared), shared.state.container(id).config(), folder.clone());
+    let call = blocking(move || {
+        let spec = std::fs::read(config).unwrap_or_default();
+        checkpoint::restore::call(&of_call, &name, init, &spec)
+    });
+    let call = call.await.map_err(|error| ShimError::unasked("restore", id, &crate::logging::chain(&error)))?;
+    let started = shim.restore(call).await;
+    // CRIU has read it all, or will not: a start that failed is not tried again.
+    let removed = blocking(move || shared.checkpoint(&folder).remove()).await;
+    if let Err(error) = removed {
+        tracing::warn!(container = %id, %error, "remove folder of a checkpoint");
+    }
+    started
 }
 
 pub(super) fn denied(act: &'static str, id: &ContainerId, state: &'static str) -> ContainerError {

@@ -1,0 +1,456 @@
+//! What can be asked about checkpoints: write one of a container or of a sandbox's containers; open one for a new container.
+//! Methods of the engine, on tokio workers; the work is a task of its own that a vanished caller does not stop.
+//! Owns the folders of checkpoints being written, and the claim that a container is written once at a time.
+//! Must never leave a container held: whatever fails, all are let go; a daemon that is killed lets go by its closed connections.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use keelson_api::{ContainerId, SandboxId, shim};
+use keelson_imageservice::{Image, SnapshotKey};
+
+use super::{
+    Engine,
+    shared::{Shared, blocking, now},
+};
+use crate::{
+    checkpoint::{
+        CheckpointError, metadata, pod,
+        read::{self, Folder},
+        write::{self, Destination},
+    },
+    container::{self, ContainerError, ContainerSpec, ContainerState, ContainerView, spec::ContainerPid},
+    sandbox::{SandboxSpec, SandboxView, spec::PidMode},
+    shim_client::ShimClient,
+};
+
+/// When the caller names no time.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A container to be written.
+struct Target {
+    view: Arc<ContainerView>,
+    shim: Arc<ShimClient>,
+    work: Folder,
+    /// Names of its streams, when CRIU has written it.
+    streams: Vec<String>,
+}
+
+/// Where to.
+enum Into {
+    Container,
+    Pod(Arc<SandboxView>),
+}
+
+impl Engine {
+    /// Writes the memory and the changed files of a running container to an archive at `location`; it goes on running.
+    ///
+    /// # Errors
+    /// See [`ContainerError`]; nothing is left of a failed one.
+    pub async fn checkpoint_container(
+        &self,
+        id: &ContainerId,
+        location: PathBuf,
+        timeout: Option<Duration>,
+    ) -> Result<(), ContainerError> {
+        let target = self.target(id)?;
+        self.write(vec![target], Into::Container, location, timeout).await
+    }
+
+    /// Writes the running containers of a sandbox, or those named, to one archive. All are held before the first is written, until
+    /// the last is.
+    ///
+    /// # Errors
+    /// See [`ContainerError`]; nothing is left of a failed one.
+    pub async fn checkpoint_sandbox(
+        &self,
+        sandbox: &Arc<SandboxView>,
+        ids: &[ContainerId],
+        location: PathBuf,
+    ) -> Result<(), ContainerError> {
+        let mut targets = Vec::new();
+        let mut views = self.containers();
+        views.retain(|view| view.sandbox == sandbox.id);
+        for id in ids {
+            if !views.iter().any(|view| view.id == *id) {
+                let reason = format!("container {id} is not one of sandbox {}", sandbox.id);
+                return Err(container::check::invalid("container_ids", reason));
+            }
+        }
+        for view in views {
+            let running = matches!(view.state, ContainerState::Running { .. });
+            if ids.contains(&view.id) || (ids.is_empty() && running) {
+                targets.push(self.target(&view.id)?);
+            }
+        }
+        if targets.is_empty() {
+            return Err(container::check::invalid("container_ids", "no container of the sandbox is running"));
+        }
+        self.write(targets, Into::Pod(Arc::clone(sandbox)), location, None).await
+    }
+
+    /// Unpacks the archive that a container specification names in the place of an image.
+    pub(super) async fn open_checkpoint(
+        &self,
+        sandbox: &SandboxId,
+        spec: &mut ContainerSpec,
+    ) -> Result<Arc<Image>, ContainerError> {
+        let view = self.find_sandbox(sandbox.as_str());
+        let view = view.ok_or_else(|| ContainerError::SandboxNotFound { id: sandbox.to_string() })?;
+        possible(spec, &view.spec)?;
+        let shared = Arc::clone(&self.shared);
+        let path = PathBuf::from(&spec.image);
+        let (folder, image) = blocking(move || {
+            let name = folder_name(&shared, "restore")?;
+            let folder = shared.checkpoint(&name);
+            let opened = read::archive(&path)
+                .and_then(|file| read::unpack(file, &folder, &shared.config.images.limits))
+                .and_then(|()| base_image(&shared, &folder));
+            match opened {
+                Ok(image) => Ok((name, image)),
+                Err(error) => {
+                    discard(&folder);
+                    Err(error)
+                }
+            }
+        })
+        .await
+        .map_err(|error: CheckpointError| ContainerError::Checkpoint {
+            act: "open checkpoint",
+            id: None,
+            source: error,
+        })?;
+        spec.checkpoint = Some(folder);
+        Ok(image)
+    }
+
+    /// Takes away what [`Engine::open_checkpoint`] unpacked for a container that has not come to be, or had been made before.
+    pub(super) async fn close_checkpoint(&self, folder: String, made: Option<&ContainerId>) {
+        let kept = made
+            .and_then(|id| self.find_container(id.as_str()))
+            .is_some_and(|view| view.spec.checkpoint.as_deref() == Some(folder.as_str()));
+        if !kept {
+            let folder = self.shared.checkpoint(&folder);
+            blocking(move || discard(&folder)).await;
+        }
+    }
+
+    /// Unpacks the archive of a pod and gives the checkpoint of each of its containers as an archive of its own, by name. The
+    /// folder is the caller's to give back.
+    ///
+    /// # Errors
+    /// See [`ContainerError`].
+    pub async fn open_pod_checkpoint(&self, path: PathBuf) -> Result<PodCheckpoint, ContainerError> {
+        let shared = Arc::clone(&self.shared);
+        let opened = blocking(move || {
+            let folder = shared.checkpoint(&folder_name(&shared, "restore")?);
+            let opened = read::archive(&path)
+                .and_then(|file| read::unpack(file, &folder, &shared.config.images.limits))
+                .and_then(|()| pod::containers(&folder));
+            match opened {
+                Ok(containers) => Ok(PodCheckpoint { containers, folder }),
+                Err(error) => {
+                    discard(&folder);
+                    Err(error)
+                }
+            }
+        });
+        let failed = |source| ContainerError::Checkpoint { act: "open checkpoint", id: None, source };
+        opened.await.map_err(failed)
+    }
+
+    fn target(&self, id: &ContainerId) -> Result<Target, ContainerError> {
+        const ACT: &str = "checkpoint";
+        let shim = self.running(id, ACT)?;
+        let view = self.find_container(id.as_str()).ok_or_else(|| ContainerError::NotFound { id: id.to_string() })?;
+        let sandbox = self.find_sandbox(view.sandbox.as_str());
+        let sandbox = sandbox.ok_or_else(|| ContainerError::SandboxNotFound { id: view.sandbox.to_string() })?;
+        possible(&view.spec, &sandbox.spec)?;
+        let work = folder_name(&self.shared, "write").map(|name| self.shared.checkpoint(&name));
+        let work = work.map_err(|source| ContainerError::Checkpoint { act: ACT, id: Some(id.clone()), source })?;
+        Ok(Target { view, shim, work, streams: Vec::new() })
+    }
+
+    async fn write(
+        &self,
+        targets: Vec<Target>,
+        into: Into,
+        location: PathBuf,
+        timeout: Option<Duration>,
+    ) -> Result<(), ContainerError> {
+        let act = "checkpoint";
+        let claim = Claim::take(&self.shared, &targets)?;
+        let deadline = Instant::now() + timeout.unwrap_or(LONGEST).min(LONGEST);
+        let shared = Arc::clone(&self.shared);
+        let work = tokio::spawn(async move {
+            let written = write_all(&shared, targets, into, location, deadline).await;
+            drop(claim);
+            written
+        });
+        let (id, error) = match work.await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failed)) => failed,
+            Err(_) => return Err(ContainerError::Draining { act }),
+        };
+        match (error, id) {
+            (Failed::Shim(error), Some(id)) => Err(self.shim_failed(&id, act, error).await),
+            (Failed::Shim(error), None) => Err(container::check::invalid("checkpoint", format!("its shim: {error}"))),
+            (Failed::Archive(source), id) => Err(ContainerError::Checkpoint { act, id, source }),
+        }
+    }
+}
+
+/// An unpacked archive of a pod. Its folder goes with it.
+pub struct PodCheckpoint {
+    /// Names, and the archive of each, in the order of the pod's archive.
+    pub containers: Vec<(String, PathBuf)>,
+    folder: Folder,
+}
+
+impl Drop for PodCheckpoint {
+    fn drop(&mut self) {
+        // Some files below a folder of ours; a restore is no hot path.
+        discard(&self.folder);
+    }
+}
+
+enum Failed {
+    Shim(crate::shim_client::ShimError),
+    Archive(CheckpointError),
+}
+
+type Outcome<T> = Result<T, (Option<ContainerId>, Failed)>;
+
+async fn write_all(
+    shared: &Arc<Shared>,
+    mut targets: Vec<Target>,
+    into: Into,
+    location: PathBuf,
+    deadline: Instant,
+) -> Outcome<()> {
+    let folders: Vec<Folder> = targets.iter().map(|target| target.work.clone()).collect();
+    let made = folders.clone();
+    let destination = blocking(move || {
+        let destination = Destination::open(&location)?;
+        made.iter().try_for_each(Folder::make)?;
+        Ok(destination)
+    });
+    let written = match destination.await {
+        Ok(destination) => capture(shared, &mut targets, into, destination, deadline).await,
+        Err(error) => Err((None, Failed::Archive(error))),
+    };
+    blocking(move || folders.iter().for_each(discard)).await;
+    written
+}
+
+/// Holds all, writes each, lets all go, gives the archive its place.
+async fn capture(
+    shared: &Arc<Shared>,
+    targets: &mut [Target],
+    into: Into,
+    destination: Destination,
+    deadline: Instant,
+) -> Outcome<()> {
+    let mut held = 0;
+    let mut captured = Ok(destination);
+    for target in targets.iter() {
+        if let Err(error) = target.shim.pause(true).await {
+            captured = Err((Some(target.view.id.clone()), Failed::Shim(error)));
+            break;
+        }
+        held += 1;
+    }
+    if let Ok(destination) = captured {
+        captured = each(shared, targets, &into, destination, deadline).await;
+    }
+    for target in targets.iter().take(held) {
+        // A container that has ended meanwhile cannot be let go and needs not be.
+        if let Err(error) = target.shim.pause(false).await {
+            tracing::warn!(container = %target.view.id, %error, "let go after a checkpoint");
+        }
+    }
+    let destination = captured?;
+    let parts: Vec<(String, PathBuf)> =
+        targets.iter().map(|target| (target.view.spec.key.name.clone(), archive_in(&target.work))).collect();
+    let finished = blocking(move || {
+        if let Into::Pod(sandbox) = into {
+            pod::write(destination.file(), &sandbox, &parts)?;
+        }
+        destination.finish()
+    });
+    finished.await.map_err(|error| (None, Failed::Archive(error)))
+}
+
+async fn each(
+    shared: &Arc<Shared>,
+    targets: &mut [Target],
+    into: &Into,
+    destination: Destination,
+    deadline: Instant,
+) -> Outcome<Destination> {
+    for target in targets.iter_mut() {
+        let id = target.view.id.clone();
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let call = shim::Checkpoint {
+            criu: text(&shared.config.criu),
+            images: text(&target.work.images()),
+            work: text(target.work.path()),
+            timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        };
+        let done = target.shim.checkpoint(call, left).await;
+        target.streams = done.map_err(|error| (Some(id.clone()), Failed::Shim(error)))?.stdio;
+    }
+    let mut destination = destination;
+    for target in targets.iter() {
+        let (shared, view, work) = (Arc::clone(shared), Arc::clone(&target.view), target.work.clone());
+        let streams = target.streams.clone();
+        let pod = matches!(into, Into::Pod(_));
+        let archived = blocking(move || {
+            let own = match pod {
+                true => Some(File::create_new(archive_in(&work)).map_err(CheckpointError::io("make", work.path()))?),
+                false => None,
+            };
+            let file = own.as_ref().unwrap_or_else(|| destination.file());
+            archive(&shared, &view, &work, &streams, file, deadline)?;
+            Ok(destination)
+        });
+        destination = archived.await.map_err(|error| (Some(target.view.id.clone()), Failed::Archive(error)))?;
+    }
+    Ok(destination)
+}
+
+/// Where a container's archive is on its way into that of a pod.
+fn archive_in(work: &Folder) -> PathBuf {
+    work.archive().join("container.tar")
+}
+
+fn archive(
+    shared: &Shared,
+    view: &ContainerView,
+    work: &Folder,
+    streams: &[String],
+    file: &File,
+    deadline: Instant,
+) -> Result<(), CheckpointError> {
+    let snapshot = shared.images.find_snapshot(&SnapshotKey::from(&view.id));
+    let upper = snapshot.ok_or_else(|| CheckpointError::NoImage { image: view.image_id.clone() })?.upper;
+    let path = shared.state.container(&view.id).config();
+    let spec = std::fs::read(&path).map_err(CheckpointError::io("read", &path))?;
+    let written = if view.spec.image_as_written.is_empty() { &view.spec.image } else { &view.spec.image_as_written };
+    let config = metadata::Config {
+        id: view.id.to_string(),
+        name: view.spec.key.name.clone(),
+        rootfs_image: written.clone(),
+        rootfs_image_ref: view.image_id.clone(),
+        rootfs_image_name: written.clone(),
+        runtime: "keelson".to_owned(),
+        created_time: metadata::time(view.created_at),
+        checkpointed_time: metadata::time(now()),
+        restored_time: metadata::time(0),
+        restored: view.spec.checkpoint.is_some(),
+    };
+    let parts = write::Parts { config: &config, spec: &spec, work: work.path(), upper: &upper, streams };
+    let mut out = io::BufWriter::with_capacity(1 << 20, file);
+    write::container(&mut out, &parts, Some(deadline))?;
+    io::Write::flush(&mut out).map_err(CheckpointError::io("write archive from", work.path()))
+}
+
+/// What cannot be written or restored yet is told before anything is touched: restored processes would not be where the request says.
+fn possible(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), ContainerError> {
+    let unsupported = |field: &str, reason: &str| {
+        Err(ContainerError::Unsupported { field: field.to_owned(), reason: reason.to_owned() })
+    };
+    if !matches!(sandbox.handler.as_str(), "" | "native") {
+        return unsupported(
+            "runtime_handler",
+            "only containers of keelson's own launcher can be checkpointed or restored",
+        );
+    }
+    if spec.terminal {
+        return unsupported(
+            "tty",
+            "a container with a terminal cannot be checkpointed or restored: its other end is outside",
+        );
+    }
+    if sandbox.user_namespace.is_some() {
+        return unsupported("userns_options", "a container in a user namespace cannot be checkpointed or restored yet");
+    }
+    let own = match (&spec.security.pid, sandbox.namespaces.pid) {
+        (ContainerPid::Own, _) | (ContainerPid::Sandbox, PidMode::Container) => true,
+        (ContainerPid::Sandbox, PidMode::Sandbox | PidMode::Host) => false,
+        (ContainerPid::Host | ContainerPid::Target(_), _) => false,
+    };
+    if !own {
+        return unsupported(
+            "namespace_options.pid",
+            "only a container with a PID namespace of its own can be checkpointed or restored",
+        );
+    }
+    Ok(())
+}
+
+/// The image that a checkpoint was made from: exactly that one, by its id.
+fn base_image(shared: &Shared, folder: &Folder) -> Result<Arc<Image>, CheckpointError> {
+    let wanted = read::config(folder)?.rootfs_image_ref;
+    let absent = || CheckpointError::NoImage { image: wanted.chars().take(200).flat_map(char::escape_debug).collect() };
+    let digest: keelson_api::Digest = wanted.parse().map_err(|_| absent())?;
+    let image = shared.images.find(&digest.to_string()).ok_or_else(absent)?;
+    if image.id.to_string() == digest.to_string() { Ok(image) } else { Err(absent()) }
+}
+
+fn folder_name(shared: &Shared, purpose: &str) -> Result<String, CheckpointError> {
+    let random: [u8; 8] =
+        shared.random().map_err(CheckpointError::io("read random bytes from", Path::new("/dev/urandom")))?;
+    Ok(format!("{purpose}-{:016x}", u64::from_be_bytes(random)))
+}
+
+fn discard(folder: &Folder) {
+    if let Err(error) = folder.remove() {
+        tracing::warn!(path = %folder.path().display(), %error, "remove folder of a checkpoint: the next start tries again");
+    }
+}
+
+/// Containers that are being written.
+struct Claim {
+    shared: Arc<Shared>,
+    ids: Vec<ContainerId>,
+}
+
+impl Claim {
+    fn take(shared: &Arc<Shared>, targets: &[Target]) -> Result<Self, ContainerError> {
+        let mut taken = shared.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids: Vec<ContainerId> = targets.iter().map(|target| target.view.id.clone()).collect();
+        if let Some(id) = ids.iter().find(|id| taken.contains(*id)) {
+            let state = "being checkpointed already";
+            return Err(ContainerError::State { act: "checkpoint", id: id.clone(), state });
+        }
+        taken.extend(ids.iter().cloned());
+        Ok(Self { shared: Arc::clone(shared), ids })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut taken = self.shared.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.retain(|id| !self.ids.contains(id));
+    }
+}
+
+/// Ids of containers that are being written.
+pub(crate) type Claims = std::sync::Mutex<BTreeSet<ContainerId>>;
+
+/// Takes away folders of checkpoints that no container needs: an archive that was being written, one that was unpacked for nothing.
+pub(crate) fn sweep(shared: &Shared, kept: &std::collections::HashSet<String>) {
+    let root = shared.config.root.join(Shared::CHECKPOINTS);
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    for name in entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !kept.contains(name)) {
+        discard(&shared.checkpoint(&name));
+    }
+}
