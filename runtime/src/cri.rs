@@ -127,13 +127,12 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Host { act, source: std::io::Error::other(error) })
 }
 
-/// Writes out a service: the RPCs that are built, those that answer with a stream, and those that answer UNIMPLEMENTED with their name and what is missing.
+/// Writes out a service: the RPCs that answer once, and those that answer with a stream.
 macro_rules! service {
     (
         $service:path;
         built { $($method:ident $rpc:literal ($request:ident) -> $response:ident = $handler:ident;)* }
         streamed { $($stream:ident $stream_rpc:literal ($query:ident) -> $item:ident = $streamer:ident;)* }
-        not_built { $($later:ident $later_rpc:literal ($later_request:ident) -> $answer:ty, $missing:literal;)* }
     ) => {
         #[tonic::async_trait]
         impl $service for Cri {
@@ -142,9 +141,6 @@ macro_rules! service {
             })*
             $(async fn $stream(&self, request: Request<v1::$query>) -> Result<Response<BoxStream<v1::$item>>, Status> {
                 rpc::serve($stream_rpc, request, |call| $streamer::stream(self, call)).await
-            })*
-            $(async fn $later(&self, _: Request<v1::$later_request>) -> Result<Response<$answer>, Status> {
-                Err(rpc::not_built($later_rpc, $missing))
             })*
         }
     };
@@ -206,7 +202,6 @@ service! {
         stream_pod_sandbox_metrics "StreamPodSandboxMetrics" (StreamPodSandboxMetricsRequest)
             -> StreamPodSandboxMetricsResponse = sandbox_list_metrics;
     }
-    not_built {}
 }
 
 service! {
@@ -221,7 +216,6 @@ service! {
     streamed {
         stream_images "StreamImages" (StreamImagesRequest) -> StreamImagesResponse = image_list;
     }
-    not_built {}
 }
 
 #[cfg(test)]

@@ -72,13 +72,6 @@ fn ended(rpc: &'static str, code: Code, took: Duration) {
     observe::trace::rpc_ended(code.into());
 }
 
-/// An RPC of the protocol that keelson does not have yet.
-pub(super) fn not_built(rpc: &'static str, missing: &str) -> Status {
-    tracing::debug!(rpc, "not built");
-    counters().rpcs.ended(rpc, Code::Unimplemented.into(), Duration::ZERO);
-    Status::unimplemented(format!("{rpc} is not built yet: {missing}"))
-}
-
 /// Puts the sandbox the call is about into its span.
 pub(super) fn about_sandbox(id: &str) {
     Span::current().record("sandbox", short(id));
