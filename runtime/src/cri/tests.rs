@@ -126,6 +126,9 @@ const BUILT: &[(&str, Code)] = &[
     ("StreamPodSandboxStats", Code::Ok),
     ("StreamPodSandboxMetrics", Code::Ok),
     ("StreamImages", Code::Ok),
+    ("CheckpointContainer", Code::InvalidArgument),
+    ("CheckpointPod", Code::InvalidArgument),
+    ("RestorePod", Code::InvalidArgument),
 ];
 
 #[tokio::test]
