@@ -264,7 +264,7 @@ fn the_node_is_told_ready_and_takes_its_pods_addresses() {
 }
 
 #[test]
-fn a_caller_who_goes_away_changes_nothing_and_a_deadline_has_its_code() {
+fn a_caller_whose_time_is_up_changes_nothing() {
     scenario(async |node, mut cri| {
         cri.pull("busybox").await?;
         let config = pod(node, "pod");
@@ -273,7 +273,9 @@ fn a_caller_who_goes_away_changes_nothing_and_a_deadline_has_its_code() {
         let mut request = tonic::Request::new(cri::StopContainerRequest { container_id: c.clone(), timeout: 2 });
         request.set_timeout(std::time::Duration::from_millis(300));
         let error = cri.runtime.stop_container(request).await.err().context("shorter than the grace")?;
-        ensure!(error.code() == Code::DeadlineExceeded, "{error:?}");
+        // This client's own clock says CANCELLED when it is the first.
+        let over = |code| matches!(code, Code::DeadlineExceeded | Code::Cancelled);
+        ensure!(over(error.code()), "{error:?}");
         eventually("what was begun goes on", async || {
             let status = cri.status(&c).await.ok()?;
             (status.state() == ContainerState::ContainerExited).then_some(())
@@ -286,7 +288,7 @@ fn a_caller_who_goes_away_changes_nothing_and_a_deadline_has_its_code() {
         });
         request.set_timeout(std::time::Duration::from_nanos(1));
         let error = cri.images.pull_image(request).await.err().context("no time at all")?;
-        ensure!(error.code() == Code::DeadlineExceeded, "{error:?}");
+        ensure!(over(error.code()), "{error:?}");
         Ok(())
     });
 }
