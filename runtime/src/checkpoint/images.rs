@@ -4,8 +4,11 @@
 //! Owns the list of images that are known. Must never pass on an image that it does not know, nor one whose checked part can be
 //! read in two ways (CVE-2024-8676, CVE-2026-50195, CVE-2026-53489, CVE-2026-53492).
 
+mod names;
+
 use std::{fs, io::Read as _, path::Path};
 
+use self::names::{Kind, kind};
 use super::{
     CheckpointError,
     wire::{self, Bad, Fields},
@@ -43,60 +46,6 @@ const CAP_NET_BIND_SERVICE: u32 = 10;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 const CAP_SYS_NICE: u32 = 23;
-
-/// Images that are left behind: CRIU's notes on its own work, and cgroups, which are ours.
-const DROPPED: [&str; 7] =
-    ["cgroup.img", "stats-dump", "stats-restore", "dump.log", "restore.log", "descriptors.json", "irmap-cache"];
-/// Images whose names are followed by a number, and single ones.
-const NUMBERED: [&str; 11] = [
-    "core-",
-    "fdinfo-",
-    "fs-",
-    "ghost-file-",
-    "ids-",
-    "mm-",
-    "mountpoints-",
-    "pagemap-",
-    "pagemap-shmem-",
-    "pages-",
-    "timens-",
-];
-const SINGLE: [&str; 11] = [
-    "inventory",
-    "pstree",
-    "files",
-    "seccomp",
-    "sk-queues",
-    "pipes-data",
-    "fifo-data",
-    "filelocks",
-    "memfd",
-    "remap-fpath",
-    "eventpoll-tfd",
-];
-
-/// What an image is by its name.
-#[derive(Debug, PartialEq, Eq)]
-enum Kind<'a> {
-    Dropped,
-    Numbered(&'static str),
-    Single(&'a str),
-}
-
-fn kind(name: &str) -> Option<Kind<'_>> {
-    if DROPPED.contains(&name) {
-        return Some(Kind::Dropped);
-    }
-    let stem = name.strip_suffix(".img")?;
-    if let Some(single) = SINGLE.iter().find(|single| **single == stem) {
-        return Some(Kind::Single(single));
-    }
-    let numbered = NUMBERED.iter().find(|prefix| {
-        let number = stem.strip_prefix(**prefix).unwrap_or_default();
-        !number.is_empty() && number.len() <= 20 && number.bytes().all(|byte| byte.is_ascii_hexdigit())
-    });
-    numbered.map(|prefix| Kind::Numbered(prefix))
-}
 
 /// Moves the images that are known and allowed from `from` to the empty folder `to`, but for the mounts, which are returned.
 ///
