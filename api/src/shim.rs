@@ -157,6 +157,9 @@ pub struct Launch {
     /// Sources of bind mounts of the spec in which no symbolic link is left: one that is met there after all is refused.
     #[prost(string, repeated, tag = "14")]
     pub resolved_sources: Vec<String>,
+    /// Have this OCI runtime make the container from the spec, instead of the shim's own launcher.
+    #[prost(message, optional, tag = "16")]
+    pub handler: Option<Handler>,
 }
 
 /// An image's tree (or a folder of it) for a container, read-only.
@@ -171,6 +174,23 @@ pub struct ImageVolume {
     /// Folder of the tree to mount, found inside it; empty: all of it.
     #[prost(string, tag = "3")]
     pub sub_path: String,
+}
+
+/// An OCI runtime's command line.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Handler {
+    /// What the node calls it.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its program, absolute.
+    #[prost(string, tag = "2")]
+    pub program: String,
+    /// What stands before every command, beside what every runtime understands.
+    #[prost(string, repeated, tag = "3")]
+    pub options: Vec<String>,
+    /// Where it keeps its own state, absolute.
+    #[prost(string, tag = "4")]
+    pub root: String,
 }
 
 /// An overlay root filesystem.

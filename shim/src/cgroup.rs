@@ -132,6 +132,20 @@ impl Handle {
         Ok(Handle { hierarchies: detect()?, path: location.path()?, scope })
     }
 
+    /// Puts a process that waits, and that somebody else has put into the cgroup of this path, into it in the hierarchies where it is
+    /// not yet: not every runtime knows all that a machine has.
+    pub fn adopt(&self, pid: i32) -> Result<(), CgroupError> {
+        let mounts = || self.hierarchies.v1_mounts().chain(self.hierarchies.unified());
+        let missing = mounts().map(|mount| Dir::new(mount, &self.path)).filter(|dir| !dir.exists("cgroup.procs"));
+        let missing: Vec<Dir> = missing.collect();
+        let made = create::make(self.hierarchies, &self.path, true)?;
+        for dir in missing {
+            dir.write("cgroup.procs", &pid.to_string())?;
+        }
+        made.keep();
+        Ok(())
+    }
+
     /// For a record.
     pub fn paths(&self) -> Paths {
         Paths { path: self.path.clone(), scope: self.scope.clone() }

@@ -38,6 +38,7 @@ pub use hooks::{ContainerState, Point, run_hooks, run_hooks_inside};
 pub use idmap::write_maps as write_id_maps;
 use namespaces::Namespaces;
 pub use namespaces::in_own_pid_namespace;
+pub use rootfs::mount_root;
 
 use crate::spec::Spec;
 

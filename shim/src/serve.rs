@@ -6,11 +6,13 @@
 
 mod attach;
 mod connection;
+mod console;
 mod container;
 mod criu;
 mod drain;
 mod ending;
 mod exec;
+mod handler;
 mod log;
 mod output;
 mod phase;

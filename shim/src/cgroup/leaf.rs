@@ -75,6 +75,22 @@ impl Leaf {
         }
     }
 
+    /// Puts a process that runs in the container already into the leaf, with the children it has by now.
+    pub fn adopt(&self, pid: i32) -> Result<(), CgroupError> {
+        let (Some(Own::Unified(dir)) | Some(Own::Freezer { dir, .. })) = &self.own else { return Ok(()) };
+        let mut waiting = vec![pid];
+        while let Some(pid) = waiting.pop() {
+            match dir.try_write("cgroup.procs", &pid.to_string()) {
+                // It has ended.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(source) => return Err(dir.write_error("cgroup.procs", &pid.to_string(), source)),
+            }
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            waiting.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+        Ok(())
+    }
+
     /// Kills everything the exec started, wherever it was reparented to.
     pub fn kill(&self) -> Result<(), CgroupError> {
         match &self.own {

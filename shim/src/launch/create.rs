@@ -224,6 +224,11 @@ fn set_oom_score(pid: i32, process: &Process, clamp: bool) -> Result<(), LaunchE
 }
 
 impl Created {
+    /// A container that another runtime has made, and starts.
+    pub fn elsewhere(pid: i32, pidfd: OwnedFd, cgroup: cgroup::Handle) -> Created {
+        Created { pid, pidfd, cgroup, terminal: None, start: None }
+    }
+
     /// Another process is the init from now on: the one that waited ends.
     pub fn replace_init(&mut self, pid: i32, pidfd: OwnedFd) {
         self.start = None;

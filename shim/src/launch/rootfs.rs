@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use keelson_sys::child::{Attributes, Op, Propagation};
 use keelson_sys::mount;
@@ -62,12 +62,58 @@ pub(super) fn overlay(
     }
 }
 
+/// An overlay on `target` in the calling process's own mount namespace, with these folders in it: for another runtime, which takes
+/// its root filesystem by a path. `label` as for an overlay of ours.
+pub fn mount_root(
+    overlay: &OverlayRootfs,
+    label: &str,
+    target: &Path,
+    folders: &[String],
+) -> Result<(), LaunchError> {
+    super::lsm::check_mount_label(label)?;
+    if overlay.lower.is_empty() {
+        return Err(LaunchError::invalid(STEP, "", "no lower directory"));
+    }
+    let layers = Layers { label, ..Layers::open(overlay, None)? };
+    let tree = layers.mount()?.ok_or_else(too_many)?;
+    for folder in folders {
+        make_folder(&tree, Path::new(folder))
+            .map_err(|errno| LaunchError::system("make volume folder", folder.as_str(), errno))?;
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&tree, "", CWD, target, flags)
+        .map_err(|errno| LaunchError::system("mount root filesystem", target.display().to_string(), errno))
+}
+
+/// Makes a folder and those above it; links on the way lead nowhere outside of `root`.
+fn make_folder(root: &OwnedFd, path: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let open = |path: &Path| rustix::fs::openat2(root, path, flags, Mode::empty(), inside);
+    let mut above = open(Path::new("/"))?;
+    let mut whole = PathBuf::from("/");
+    for part in path.components() {
+        let Component::Normal(name) = part else { continue };
+        whole.push(name);
+        above = match open(&whole) {
+            Err(Errno::NOENT) => {
+                rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))?;
+                open(&whole)?
+            }
+            other => other?,
+        };
+    }
+    Ok(())
+}
+
+fn too_many() -> LaunchError {
+    LaunchError::unsupported(STEP, "", "more layers than this kernel's mount call takes; use Linux 6.7 or newer")
+}
+
 /// An overlay that nobody can write to: of two layers or more.
 pub(super) fn read_only(lower: &[PathBuf], shift: Option<&Shift<'_>>, label: &str) -> Result<OwnedFd, LaunchError> {
     let layers = Layers { label, ..Layers::open_lower(lower, shift)? };
-    layers.mount()?.ok_or_else(|| {
-        LaunchError::unsupported(STEP, "", "more layers than this kernel's mount call takes; use Linux 6.7 or newer")
-    })
+    layers.mount()?.ok_or_else(too_many)
 }
 
 #[derive(Clone, Copy)]

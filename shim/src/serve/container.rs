@@ -14,6 +14,7 @@ use keelson_shim::spec::Spec;
 use rustix::io;
 
 use super::failure;
+use super::handler::Runtime;
 use super::log::{Log, Stream};
 use super::output::Output;
 use super::streams::{InitStreams, Ours, Wanted, max_line, nonblocking};
@@ -23,7 +24,7 @@ use crate::owner;
 /// A container.
 pub(super) struct Container {
     pub(super) created: Created,
-    target: ExecTarget,
+    maker: Maker,
     /// What execs run as; absent when the init is the built-in one.
     template: Option<Template>,
     seccomp: Box<[u8]>,
@@ -34,6 +35,14 @@ pub(super) struct Container {
     /// Streams that have not come to their end.
     pub(super) outputs: Vec<Output>,
     stdin: Stdin,
+}
+
+/// Who has made the container, and adds processes to it.
+enum Maker {
+    /// Our own launcher.
+    Launcher(Box<ExecTarget>),
+    /// Another runtime's command line.
+    Runtime(Box<Runtime>),
 }
 
 /// The way into the init.
@@ -50,11 +59,16 @@ enum Stdin {
 
 impl Container {
     /// Makes the container; its init waits just before exec.
-    pub(super) fn launch(id: &str, call: Launch) -> Result<Container, Failure> {
+    pub(super) fn launch(id: &str, mut call: Launch) -> Result<Container, Failure> {
         let spec: Spec = serde_json::from_slice(&call.spec)
             .map_err(|error| failure("read spec", "", FailureKind::Invalid, &error))?;
-        drop(call.spec);
-        let seccomp = seccomp(call.seccomp, &spec)?;
+        call.spec = Vec::new();
+        let runtime = call.handler.as_ref().map(|handler| Box::new(Runtime::new(id, handler, call.systemd_cgroup)));
+        let seccomp = match &runtime {
+            // It compiles the profile of the spec.
+            Some(_) => Vec::new(),
+            None => seccomp(std::mem::take(&mut call.seccomp), &spec)?,
+        };
         let log = match call.stdio.as_ref().map(|stdio| stdio.log_path.as_str()) {
             None | Some("") => None,
             Some(path) => Some(
@@ -63,45 +77,10 @@ impl Container {
         };
         let streams = InitStreams::open(call.stdio.as_ref(), &spec)
             .map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
-        let overlay = call.overlay.map(|overlay| OverlayRootfs {
-            lower: overlay.lower.into_iter().map(PathBuf::from).collect(),
-            upper: overlay.upper.into(),
-            work: overlay.work.into(),
-            // The daemon discards writable layers of a boot that is over.
-            volatile: true,
-            // Layers hold the ids of the container.
-            idmapped: spec.linux.as_ref().is_some_and(|linux| !linux.uid_mappings.is_empty()),
-        });
-        let bundle =
-            std::env::current_dir().map_err(|error| failure("find run directory", "", FailureKind::System, &error))?;
-        let env = (!call.env.is_empty()).then_some(call.env.as_slice());
-        let images: Vec<ImageVolume> = call
-            .image_volumes
-            .into_iter()
-            .map(|volume| ImageVolume {
-                destination: volume.destination,
-                lower: volume.lower.into_iter().map(PathBuf::from).collect(),
-                sub_path: volume.sub_path,
-            })
-            .collect();
-        let mut created = launch::create(CreateRequest {
-            id,
-            bundle: &bundle,
-            spec: &spec,
-            env,
-            overlay: overlay.as_ref(),
-            volumes: &call.volumes,
-            image_volumes: &images,
-            resolved_sources: &call.resolved_sources,
-            seccomp: Some(&seccomp).filter(|program| !program.is_empty()).map(Vec::as_slice),
-            systemd_cgroup: call.systemd_cgroup,
-            builtin_init: call.builtin_init,
-            clamp_oom_score: call.clamp_oom_score,
-            no_pivot: false,
-            stdio: streams.child,
-            gate: Gate::Creator,
-        })
-        .map_err(|error| Failure::from(&error))?;
+        let mut created = match &runtime {
+            Some(runtime) => runtime.create(&call, &spec, streams.child)?,
+            None => create(id, &call, &spec, &seccomp, streams.child)?,
+        };
         let mut outputs = streams.outputs;
         let once = call.stdio.as_ref().is_some_and(|stdio| stdio.stdin_once);
         let mut stdin = match streams.stdin {
@@ -111,20 +90,23 @@ impl Container {
         };
         if let Some(master) = created.terminal.take() {
             if let Err(errno) = nonblocking(&master) {
-                undo(&created);
+                undo(&created, runtime.as_deref());
                 return Err(failure("use terminal", "", FailureKind::System, &errno));
             }
             stdin = Stdin::Terminal;
             outputs.push(Output::new(Stream::Stdout, master, max_line(call.stdio.as_ref())));
         }
-        let target = created.exec_target(&spec).map_err(|error| {
-            undo(&created);
-            Failure::from(&error)
-        })?;
+        let maker = match runtime {
+            Some(runtime) => Maker::Runtime(runtime),
+            None => Maker::Launcher(Box::new(created.exec_target(&spec).map_err(|error| {
+                undo(&created, None);
+                Failure::from(&error)
+            })?)),
+        };
         let owner = owner::on_host(spec.process.as_ref(), &spec);
         Ok(Container {
             created,
-            target,
+            maker,
             template: spec.process.as_ref().map(|process| Template::fold(process, &call.env)),
             seccomp: seccomp.into(),
             clamp_oom_score: call.clamp_oom_score,
@@ -138,13 +120,32 @@ impl Container {
     /// A restored process is the init from now on; the one that waited ends.
     pub(super) fn take_init(&mut self, pid: i32, pidfd: OwnedFd, spec: &Spec) -> Result<(), Failure> {
         self.created.replace_init(pid, pidfd);
-        self.target = self.created.exec_target(spec).map_err(|error| Failure::from(&error))?;
+        let target = self.created.exec_target(spec).map_err(|error| Failure::from(&error))?;
+        self.maker = Maker::Launcher(Box::new(target));
         Ok(())
     }
 
     /// Lets the init exec the user's program.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
-        self.created.start().map_err(|error| Failure::from(&error))
+        match &self.maker {
+            Maker::Launcher(_) => self.created.start().map_err(|error| Failure::from(&error)),
+            Maker::Runtime(runtime) => runtime.start(),
+        }
+    }
+
+    /// Another runtime has made it: what only our own launcher can do is refused.
+    pub(super) fn is_foreign(&self) -> bool {
+        matches!(self.maker, Maker::Runtime(_))
+    }
+
+    /// Gives back what is left when every process is gone.
+    pub(super) fn remove(&self) {
+        if let Maker::Runtime(runtime) = &self.maker {
+            runtime.delete();
+        }
+        if let Err(error) = self.created.cgroup.remove() {
+            super::complain(&error);
+        }
     }
 
     /// Runs `args` as the init's user, with its environment, rights and limits; returns it with our ends of its streams.
@@ -152,21 +153,29 @@ impl Container {
         let Some(template) = &self.template else {
             return Err(failure("exec", exec_id, FailureKind::State, &NoProcess));
         };
-        let (process, env) =
+        let (mut process, env) =
             template.unfold(args, wanted).map_err(|error| failure("exec", exec_id, FailureKind::System, &error))?;
         let (stdio, mut ours) = wanted
             .open(self.owner)
             .map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
-        let mut execed = launch::exec(ExecRequest {
-            target: &self.target,
-            process: &process,
-            env: (!env.is_empty()).then_some(env.as_slice()),
-            exec_id,
-            seccomp: (!self.seccomp.is_empty()).then_some(&self.seccomp),
-            clamp_oom_score: self.clamp_oom_score,
-            stdio,
-        })
-        .map_err(|error| Failure::from(&error))?;
+        let mut execed = match &self.maker {
+            Maker::Launcher(target) => launch::exec(ExecRequest {
+                target,
+                process: &process,
+                env: (!env.is_empty()).then_some(env.as_slice()),
+                exec_id,
+                seccomp: (!self.seccomp.is_empty()).then_some(&self.seccomp),
+                clamp_oom_score: self.clamp_oom_score,
+                stdio,
+            })
+            .map_err(|error| Failure::from(&error))?,
+            Maker::Runtime(runtime) => {
+                if !env.is_empty() {
+                    process.env = env.iter().map(|entry| String::from_utf8_lossy(entry).into_owned()).collect();
+                }
+                runtime.exec(&self.created.cgroup, exec_id, &process, stdio)?
+            }
+        };
         ours.terminal = execed.terminal.take();
         if let Some(Err(errno)) = ours.terminal.as_ref().map(nonblocking) {
             let _ = execed.leaf.kill();
@@ -205,6 +214,13 @@ impl Container {
             return Err(failure("send signal", &signal.to_string(), FailureKind::Invalid, &NoSignal));
         }
         let targets = match (all, signal == rustix::process::Signal::KILL.as_raw()) {
+            (false, false) if self.is_foreign() => {
+                let Maker::Runtime(runtime) = &self.maker else { return Ok(()) };
+                return runtime.kill(signal).or_else(|failure| match self.ended() {
+                    true => Ok(()),
+                    false => Err(failure),
+                });
+            }
             (false, _) => {
                 return ended_is_fine(keelson_sys::pidfd::send_signal(&self.created.pidfd, signal))
                     .map_err(|e| failed(&e));
@@ -223,6 +239,10 @@ impl Container {
         Ok(())
     }
 
+    fn ended(&self) -> bool {
+        keelson_sys::pidfd::send_signal(&self.created.pidfd, 0).is_err()
+    }
+
     /// Kills every process of the container, whichever way works.
     pub(super) fn kill(&self) {
         if let Err(error) = self.created.cgroup.kill() {
@@ -230,6 +250,53 @@ impl Container {
         }
         let _ = keelson_sys::pidfd::send_signal(&self.created.pidfd, rustix::process::Signal::KILL.as_raw());
     }
+}
+
+/// The root filesystem that the daemon asks for.
+pub(super) fn overlay(call: &Launch, spec: &Spec) -> Option<OverlayRootfs> {
+    let overlay = call.overlay.as_ref()?;
+    Some(OverlayRootfs {
+        lower: overlay.lower.iter().map(PathBuf::from).collect(),
+        upper: overlay.upper.clone().into(),
+        work: overlay.work.clone().into(),
+        // The daemon discards writable layers of a boot that is over.
+        volatile: true,
+        // Layers hold the ids of the container.
+        idmapped: spec.linux.as_ref().is_some_and(|linux| !linux.uid_mappings.is_empty()),
+    })
+}
+
+/// By our own launcher.
+fn create(id: &str, call: &Launch, spec: &Spec, seccomp: &[u8], stdio: launch::ChildStdio) -> Result<Created, Failure> {
+    let bundle =
+        std::env::current_dir().map_err(|error| failure("find run directory", "", FailureKind::System, &error))?;
+    let images: Vec<ImageVolume> = call
+        .image_volumes
+        .iter()
+        .map(|volume| ImageVolume {
+            destination: volume.destination.clone(),
+            lower: volume.lower.iter().map(PathBuf::from).collect(),
+            sub_path: volume.sub_path.clone(),
+        })
+        .collect();
+    launch::create(CreateRequest {
+        id,
+        bundle: &bundle,
+        spec,
+        env: (!call.env.is_empty()).then_some(call.env.as_slice()),
+        overlay: overlay(call, spec).as_ref(),
+        volumes: &call.volumes,
+        image_volumes: &images,
+        resolved_sources: &call.resolved_sources,
+        seccomp: Some(seccomp).filter(|program| !program.is_empty()),
+        systemd_cgroup: call.systemd_cgroup,
+        builtin_init: call.builtin_init,
+        clamp_oom_score: call.clamp_oom_score,
+        no_pivot: false,
+        stdio,
+        gate: Gate::Creator,
+    })
+    .map_err(|error| Failure::from(&error))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -241,10 +308,13 @@ struct NoProcess;
 struct NoSignal;
 
 /// Ends and forgets a container that was made but cannot be used.
-fn undo(created: &Created) {
+fn undo(created: &Created, runtime: Option<&Runtime>) {
     let _ = keelson_sys::pidfd::send_signal(&created.pidfd, rustix::process::Signal::KILL.as_raw());
     let _ = created.cgroup.kill();
     let _ = keelson_sys::pidfd::wait(&created.pidfd);
+    if let Some(runtime) = runtime {
+        runtime.delete();
+    }
     if let Err(error) = created.cgroup.remove() {
         super::complain(&error);
     }

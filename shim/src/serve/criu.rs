@@ -55,6 +55,8 @@ enum Failed {
     Absent,
     #[error("the container has ended meanwhile")]
     Ended,
+    #[error("the container was made by another runtime handler; use the handler `native` for pods to be checkpointed")]
+    Foreign,
 }
 
 impl Supervisor {
@@ -114,6 +116,9 @@ impl Supervisor {
     }
 
     fn refuse_second(&self, act: &str) -> Result<(), Failure> {
+        if self.phase.container().is_some_and(|container| container.is_foreign()) {
+            return Err(failure(act, "", FailureKind::Unsupported, &Failed::Foreign));
+        }
         match &self.criu {
             Some(_) => Err(failure(act, "", FailureKind::State, &Denied::Busy)),
             None => Ok(()),

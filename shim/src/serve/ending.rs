@@ -95,10 +95,8 @@ impl Supervisor {
             self.lingering.push(leaf);
         }
         self.sweep(Instant::now());
-        if let Some(container) = self.phase.ended()
-            && let Err(error) = container.created.cgroup.remove()
-        {
-            complain(&error);
+        if let Some(container) = self.phase.ended() {
+            container.remove();
         }
         let Phase::Ended { record } = &self.phase else { return };
         let exited = exit(record);

@@ -44,6 +44,8 @@ pub(crate) struct LaunchOptions {
     pub(crate) pid_namespace: bool,
     pub(crate) user: u32,
     pub(crate) memory: Option<u64>,
+    /// The program of another OCI runtime, and options for it.
+    pub(crate) handler: Option<(String, Vec<String>)>,
 }
 
 impl LaunchOptions {
@@ -57,6 +59,7 @@ impl LaunchOptions {
             pid_namespace: true,
             user: 0,
             memory: None,
+            handler: None,
         }
     }
 }
@@ -221,6 +224,12 @@ impl Container {
                 ..shim::Stdio::default()
             }),
             builtin_init: options.builtin_init,
+            handler: options.handler.as_ref().map(|(program, options)| shim::Handler {
+                name: "other".to_owned(),
+                program: program.clone(),
+                options: options.clone(),
+                root: node.path("runtime").to_str().unwrap().to_owned(),
+            }),
             ..Launch::default()
         };
         match node.call(Call::Launch(launch)) {
@@ -365,7 +374,7 @@ pub(crate) fn spec(options: &LaunchOptions, rootfs: &Path, cgroup: &str) -> Valu
         resources["memory"] = json!({ "limit": limit, "swap": limit });
     }
     json!({
-        "ociVersion": "1.2.0",
+        "ociVersion": "1.0.2",
         "process": {
             "terminal": options.terminal,
             "user": { "uid": options.user, "gid": options.user },

@@ -15,28 +15,28 @@ use crate::{exec, exec_result, failed, lines, record, started};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A session's descriptors, blocking, so that a test reads to their end.
-struct Session {
-    seq: u64,
-    terminal: Option<File>,
-    stdin: Option<File>,
-    stdout: Option<File>,
-    stderr: Option<File>,
+pub(crate) struct Session {
+    pub(crate) seq: u64,
+    pub(crate) terminal: Option<File>,
+    pub(crate) stdin: Option<File>,
+    pub(crate) stdout: Option<File>,
+    pub(crate) stderr: Option<File>,
 }
 
-fn shell(script: &str) -> OpenExec {
+pub(crate) fn shell(script: &str) -> OpenExec {
     let args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
     OpenExec { exec_id: harness::exec_id(), args, stdin: true, stdout: true, stderr: true, ..OpenExec::default() }
 }
 
-fn in_terminal(script: &str) -> OpenExec {
+pub(crate) fn in_terminal(script: &str) -> OpenExec {
     OpenExec { terminal: true, rows: 24, columns: 80, ..shell(script) }
 }
 
-fn listen(stdin: bool) -> Attach {
+pub(crate) fn listen(stdin: bool) -> Attach {
     Attach { stdin, stdout: true, stderr: true }
 }
 
-fn open(container: &mut Container, call: Call) -> Session {
+pub(crate) fn open(container: &mut Container, call: Call) -> Session {
     let seq = container.send(call);
     let streams = match container.node.receive_of(seq) {
         Outcome::Streams(streams) => streams,
@@ -82,22 +82,22 @@ impl Session {
         heard
     }
 
-    fn hear_out(&mut self, text: &str) -> String {
+    pub(crate) fn hear_out(&mut self, text: &str) -> String {
         Self::hear(self.stdout.as_mut().unwrap(), text)
     }
 
-    fn hear_terminal(&mut self, text: &str) -> String {
+    pub(crate) fn hear_terminal(&mut self, text: &str) -> String {
         Self::hear(self.terminal.as_mut().unwrap(), text)
     }
 
-    fn say(&mut self, text: &str) {
+    pub(crate) fn say(&mut self, text: &str) {
         let file = self.stdin.as_mut().or(self.terminal.as_mut()).unwrap();
         file.write_all(text.as_bytes()).unwrap();
     }
 }
 
 /// Everything until the end of a stream, and that it comes.
-fn rest(file: Option<File>) -> String {
+pub(crate) fn rest(file: Option<File>) -> String {
     let mut file = file.unwrap();
     let mut all = Vec::new();
     let ended = kept_within(PATIENCE, || match file.read_to_end(&mut all) {
@@ -109,11 +109,11 @@ fn rest(file: Option<File>) -> String {
 }
 
 /// The end of an exec session, which must be the next reply.
-fn code(container: &mut Container, session: u64) -> i32 {
+pub(crate) fn code(container: &mut Container, session: u64) -> i32 {
     exec_result(container.node.receive_of(session)).exit_code
 }
 
-fn fell_behind(outcome: Outcome) -> bool {
+pub(crate) fn fell_behind(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Detached(detached) => detached.fell_behind,
         other => panic!("{other:?}"),
