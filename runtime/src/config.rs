@@ -4,6 +4,7 @@
 //! Must never be reached back into later: the rooms get their own, narrower configuration made from this one.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -40,12 +41,23 @@ pub struct Config {
     pub stats: Stats,
     /// The CRIU program; need not be there.
     pub criu: PathBuf,
+    /// Runtime handlers beside the built-in one, by name.
+    pub runtimes: BTreeMap<String, Runtime>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
     /// How often the use of writable layers is measured while somebody asks for it; at least a second.
     pub writable_layer_period: Duration,
+}
+
+/// Another OCI runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    /// Its program, absolute.
+    pub path: PathBuf,
+    /// Words before every command.
+    pub options: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 pub(crate) mod check;
 pub(crate) mod create;
 pub mod error;
+pub(crate) mod foreign;
 pub(crate) mod images;
 pub(crate) mod release;
 pub(crate) mod signal;

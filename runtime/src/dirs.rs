@@ -101,6 +101,18 @@ impl StateDir {
         self.0.join("containers")
     }
 
+    /// What other runtimes keep of their containers.
+    #[must_use]
+    pub(crate) fn runtimes(&self) -> PathBuf {
+        self.0.join("runtimes")
+    }
+
+    /// What the runtime of this handler keeps of its containers; a configured name is one plain word.
+    #[must_use]
+    pub(crate) fn runtime(&self, handler: &str) -> PathBuf {
+        self.runtimes().join(handler)
+    }
+
     /// One sandbox.
     #[must_use]
     pub(crate) fn sandbox(&self, id: &SandboxId) -> SandboxDir {

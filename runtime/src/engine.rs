@@ -27,7 +27,7 @@ use std::{
 use keelson_imageservice::ImageService;
 
 pub(crate) use census::Census;
-pub use config::{CgroupDriver, EngineConfig, Rlimit};
+pub use config::{CgroupDriver, EngineConfig, HandlerConfig, Rlimit};
 pub use error::{ErrorKind, OpenError};
 pub use exec::ExecOutput;
 pub use status::{EngineStatus, Features};

@@ -7,6 +7,7 @@ pub(crate) mod check;
 pub(crate) mod create;
 pub mod error;
 pub(crate) mod files;
+pub(crate) mod handler;
 pub(crate) mod holder;
 pub(crate) mod namespaces;
 pub(crate) mod parent;

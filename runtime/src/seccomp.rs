@@ -23,6 +23,8 @@ use crate::container::{
 
 /// Longest profile file, bytes.
 const PROFILE_MAX: u64 = 4 * 1024 * 1024;
+/// Families of sockets: more than any kernel has.
+const FAMILIES: u64 = 64;
 /// Programs kept; beyond, the cache begins anew.
 const KEPT: usize = 64;
 
@@ -63,6 +65,47 @@ impl Programs {
         kept.insert(key, Arc::clone(&program));
         Ok(Some(program))
     }
+}
+
+/// The profile itself, for a runtime that compiles it; `None`: no filter.
+pub(crate) fn profile(
+    security: &Security,
+    capabilities: &spec::Capabilities,
+) -> Result<Option<spec::Seccomp>, ContainerError> {
+    match &security.seccomp {
+        _ if security.privileged => Ok(None),
+        Seccomp::Unconfined => Ok(None),
+        Seccomp::RuntimeDefault => Ok(Some(without_overlaps(seccomp::default_profile(capabilities)))),
+        Seccomp::Localhost(path) => read(path).map(Some),
+    }
+}
+
+/// Our default allows every family of sockets but two, by rules that are read in order. libseccomp, which other runtimes have, knows no
+/// order and refuses rules that overlap: there the families that exist are allowed one by one, by the half of the argument that counts.
+fn without_overlaps(mut profile: spec::Seccomp) -> spec::Seccomp {
+    let is_socket = |rule: &spec::SeccompRule| rule.names == ["socket"];
+    let refused: Vec<u64> = profile
+        .syscalls
+        .iter()
+        .filter(|rule| is_socket(rule) && rule.action != "SCMP_ACT_ALLOW")
+        .flat_map(|rule| rule.args.iter().map(|arg| arg.value_two))
+        .collect();
+    profile.syscalls.retain(|rule| !is_socket(rule));
+    for family in (0..FAMILIES).filter(|family| !refused.contains(family)) {
+        let family = spec::SeccompArg {
+            index: 0,
+            value: u64::from(u32::MAX),
+            value_two: family,
+            op: "SCMP_CMP_MASKED_EQ".to_owned(),
+        };
+        profile.syscalls.push(spec::SeccompRule {
+            names: vec!["socket".to_owned()],
+            action: "SCMP_ACT_ALLOW".to_owned(),
+            args: vec![family],
+            ..Default::default()
+        });
+    }
+    profile
 }
 
 fn read(path: &Path) -> Result<spec::Seccomp, ContainerError> {
@@ -110,6 +153,21 @@ mod tests {
         assert!(programs.of(&security(Seccomp::Unconfined), &capabilities).unwrap().is_none());
         let privileged = Security { privileged: true, ..security(Seccomp::RuntimeDefault) };
         assert!(programs.of(&privileged, &capabilities).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_default_for_other_runtimes_refuses_what_ours_refuses() {
+        let ours = seccomp::default_profile(&spec::Capabilities::default());
+        let theirs = without_overlaps(ours.clone());
+        let sockets = |profile: &spec::Seccomp, action: &str| {
+            let found = profile.syscalls.iter().filter(|rule| rule.names == ["socket"] && rule.action == action);
+            found.flat_map(|rule| rule.args.iter().map(|arg| arg.value_two)).collect::<Vec<_>>()
+        };
+        let refused = sockets(&ours, "SCMP_ACT_ERRNO");
+        assert_eq!(refused.len(), 2);
+        let allowed = sockets(&theirs, "SCMP_ACT_ALLOW");
+        assert!(allowed.len() == 62 && refused.iter().all(|family| !allowed.contains(family)), "{allowed:?}");
+        assert!(sockets(&theirs, "SCMP_ACT_ERRNO").is_empty() && theirs.default_action == "SCMP_ACT_ERRNO");
     }
 
     #[test]

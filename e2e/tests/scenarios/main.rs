@@ -8,6 +8,7 @@ mod contract;
 mod crictl;
 mod devices;
 mod events;
+mod handlers;
 mod host_ports;
 mod identity;
 mod images;

@@ -9,7 +9,7 @@ use keelson_network::{Ipv4Net, Ipv6Net};
 use super::CliError;
 use crate::{
     config::{self, Config, Nofile},
-    engine::{CgroupDriver, EngineConfig, Rlimit},
+    engine::{CgroupDriver, EngineConfig, HandlerConfig, Rlimit},
     retire::Keep,
     streaming::StreamingConfig,
 };
@@ -36,6 +36,13 @@ pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
         writable_layer_period: config.stats.writable_layer_period,
         network: config.network.enabled.then(|| network(config)),
         criu: config.criu.clone(),
+        handlers: config
+            .runtimes
+            .iter()
+            .map(|(name, runtime)| {
+                (name.clone(), HandlerConfig { program: runtime.path.clone(), options: runtime.options.clone() })
+            })
+            .collect(),
         ..EngineConfig::new(config.root.clone(), config.state.clone(), shim(config)?, images(config))
     })
 }

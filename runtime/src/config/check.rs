@@ -11,6 +11,8 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+mod runtimes;
+
 use super::{
     CgroupDriver, Config, Containers, DefaultSeccomp, Images, Log, LogFormat, LogLevel, Metrics, Network, Nofile,
     Overrides, Platform, Records, SOCKET_PATH_MAX, Stats, Streaming, Subnet, Traces,
@@ -67,6 +69,7 @@ pub(super) fn check(raw: Raw, overrides: &Overrides) -> Result<Config, Bad> {
         records: records(&raw.records)?,
         stats: stats(&raw.stats)?,
         criu: path("checkpoint.criu", None, raw.checkpoint.criu, DEFAULT_CRIU)?,
+        runtimes: runtimes::check(raw.runtimes)?,
         root,
         state,
         socket,

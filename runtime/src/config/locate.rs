@@ -20,9 +20,18 @@ pub(super) fn unknown_key(text: &str) -> Option<UnknownKey> {
     let known: Vec<String> = keys(DEFAULT_TEXT).into_iter().map(|(key, _)| key).collect();
     keys(text)
         .into_iter()
-        .filter(|(key, _)| !known.contains(key))
+        .filter(|(key, _)| !known.contains(key) && !is_of_a_runtime(key))
         .min_by_key(|(_, at)| *at)
         .map(|(key, at)| UnknownKey { line: line_at(text, at), nearest: nearest(&key, &known), key })
+}
+
+/// The names of runtimes are a person's own.
+fn is_of_a_runtime(key: &str) -> bool {
+    let mut words = key.split('.');
+    words.next() == Some("runtimes")
+        && words.next().is_some()
+        && matches!(words.next(), None | Some("path" | "options"))
+        && words.next().is_none()
 }
 
 /// The line, counted from 1, on which a dotted key is set.

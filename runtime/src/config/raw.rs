@@ -2,6 +2,8 @@
 //! Plain data on the daemon's main thread at start, and in `keelson config check`.
 //! Owns the list of keys (by serde, unknown keys refused). Must never be read by anything but `config/check.rs`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, de};
 
 #[derive(Debug, Default, Deserialize)]
@@ -22,6 +24,7 @@ pub(super) struct Raw {
     pub(super) records: RawRecords,
     pub(super) stats: RawStats,
     pub(super) checkpoint: RawCheckpoint,
+    pub(super) runtimes: BTreeMap<String, RawRuntime>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,6 +113,14 @@ pub(super) struct RawRecords {
     pub(super) exited_per_container: Option<u64>,
     pub(super) stopped_pods: Option<u64>,
     pub(super) stopped_pods_after_seconds: Option<u64>,
+}
+
+/// Of a name that a person chooses: these keys are in no default text.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRuntime {
+    pub(in crate::config) path: Option<String>,
+    pub(in crate::config) options: Vec<String>,
 }
 
 /// A number, or the word `auto`.

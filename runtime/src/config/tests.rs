@@ -46,6 +46,27 @@ fn wrong_types_and_broken_syntax_name_their_line() {
 }
 
 #[test]
+fn runtimes_have_names_of_their_own() {
+    let config =
+        parse("[runtimes.runc]\npath = \"/usr/sbin/runc\"\n[runtimes.crun-2]\npath = \"/c\"\noptions = [\"--debug\"]");
+    let runtimes = config.unwrap().runtimes;
+    assert_eq!(runtimes["runc"], Runtime { path: "/usr/sbin/runc".into(), options: Vec::new() });
+    assert_eq!(runtimes["crun-2"].options, ["--debug"]);
+    for (text, said) in [
+        ("[runtimes.runc]", "has no `path`"),
+        ("[runtimes.runc]\npath = \"runc\"", "want an absolute path"),
+        ("[runtimes.native]\npath = \"/x\"", "the built-in launcher"),
+        ("[runtimes.Runc]\npath = \"/x\"", "lower-case letters"),
+        ("[runtimes.x]\npath = \"/x\"\noptions = [\"--root=/tmp\"]", "set by keelson itself"),
+        ("[runtimes.x]\npath = \"/x\"\noptions = [\"-log\"]", "set by keelson itself"),
+        ("[runtimes.x]\nprogram = \"/x\"", "unknown key `runtimes.x.program`"),
+    ] {
+        let refused = refusal(text);
+        assert!(refused.contains(said), "{text}: {refused}");
+    }
+}
+
+#[test]
 fn values_that_make_no_sense_are_refused_with_what_would() {
     for (text, start) in [
         ("root = \"relative\"", "config.toml:1: `root` is `relative`: want an absolute path"),

@@ -9,7 +9,7 @@ use keelson_api::shim;
 use keelson_imageservice::{Image, Snapshot, SnapshotKey};
 
 use super::{
-    ContainerError, images, release,
+    ContainerError, foreign, images, release,
     spec::{Stdin, Volume},
     view::User,
 };
@@ -18,7 +18,7 @@ use crate::{
     engine::shared::{Shared, blocking},
     observe::Stage,
     oci::{self, volumes},
-    sandbox::files,
+    sandbox::{files, handler},
     shim_client::{ShimClient, spawn},
     store::{
         record::{ContainerRecord, SandboxRecord},
@@ -173,12 +173,11 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     if let Some(label) = &built.label {
         oci::relabel::relabel(&resolved, label)?;
     }
-    let program = shared.programs.of(&spec.security, &capabilities(&built.spec))?;
+    let (program, json, handler) = confined(shared, order, &built.spec, &resolved)?;
     if built.spec.hooks().is_some() {
         // A hook of the container's own namespace finds the root filesystem where the spec says.
         std::fs::create_dir(dir.empty_root()).map_err(failed(id, "make folder of the root filesystem"))?;
     }
-    let json = serde_json::to_vec(&built.spec).map_err(failed(id, "encode spec"))?;
     drop(stage);
     write_new(&dir.config(), &json, 0o600).map_err(failed(id, "write spec"))?;
     if let Some(parent) = record.log_path.parent().filter(|_| !record.log_path.as_os_str().is_empty()) {
@@ -186,8 +185,7 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     }
     let spawned =
         Stage::ShimSpawn.run(id, || shared.shims.spawn(id.as_str(), &dir)).map_err(failed(id, "start shim"))?;
-    let filter = program.as_ref().map(|program| program.as_bytes()).unwrap_or_default();
-    let checkpoint = spec.checkpoint.clone().map(|folder| (folder, restore::bounds(&built.spec, filter)));
+    let checkpoint = spec.checkpoint.clone().map(|folder| (folder, restore::bounds(&built.spec, &program)));
     let launch = shim::Launch {
         spec: json,
         overlay: Some(
@@ -195,7 +193,7 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
                 .ok_or_else(|| failed(id, "prepare writable layer")(std::io::Error::other("its path is not UTF-8")))?,
         ),
         stdio: Some(stdio(shared, record)),
-        seccomp: program.map(|program| program.as_bytes().to_vec()).unwrap_or_default(),
+        seccomp: program,
         systemd_cgroup: shared.host.systemd,
         builtin_init: false,
         clamp_oom_score: true,
@@ -208,6 +206,7 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
             .filter(|volume| volume.image.is_none())
             .map(|volume| volume.host_path.to_string_lossy().into_owned())
             .collect(),
+        handler,
     };
     Ok(Prepared {
         checkpoint,
@@ -217,6 +216,34 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         volumes: resolved,
         user: identity.user,
     })
+}
+
+/// The filter's program, the spec's text, and who makes a container of them when it is not our own launcher.
+fn confined(
+    shared: &Shared,
+    order: &Order,
+    spec: &oci_spec::runtime::Spec,
+    volumes: &[Volume],
+) -> Result<(Vec<u8>, Vec<u8>, Option<shim::Handler>), ContainerError> {
+    let (record, sandbox) = (&order.record, &order.sandbox);
+    let (id, security, name) = (&record.id, &record.spec.security, sandbox.spec.handler.as_str());
+    let capabilities = capabilities(spec);
+    if handler::is_native(name) {
+        let program = shared.programs.of(security, &capabilities)?;
+        let text = serde_json::to_vec(spec).map_err(failed(id, "encode spec"))?;
+        return Ok((program.map(|program| program.as_bytes().to_vec()).unwrap_or_default(), text, None));
+    }
+    let Some(config) = handler::find(&shared.config.handlers, name) else {
+        let reason = format!("the sandbox's runtime handler `{name}` is not in the daemon's configuration any more");
+        return Err(ContainerError::Unsupported { field: "runtime_handler".into(), reason });
+    };
+    foreign::check(name, record, volumes)?;
+    let mut text = serde_json::to_value(spec).map_err(failed(id, "encode spec"))?;
+    let profile = crate::seccomp::profile(security, &capabilities)?;
+    foreign::complete(&mut text, record, sandbox, profile.as_ref()).map_err(failed(id, "encode spec"))?;
+    let text = serde_json::to_vec(&text).map_err(failed(id, "encode spec"))?;
+    let call = foreign::call(shared, name, config).map_err(failed(id, "make the runtime's folder"))?;
+    Ok((Vec::new(), text, Some(call)))
 }
 
 /// A user that cannot be resolved is the request's or the image's fault.

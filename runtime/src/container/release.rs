@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use keelson_imageservice::SnapshotKey;
 use keelson_shim::cgroup::{Handle, Location};
 
-use super::ContainerError;
+use super::{ContainerError, foreign};
 use crate::{
     engine::shared::Shared,
     sandbox::{parent, release::remove_tree},
@@ -42,10 +42,11 @@ pub(crate) fn snapshots(record: &ContainerRecord) -> impl Iterator<Item = Snapsh
 
 /// Kills what is in its cgroup and removes it; where there is none, there is nothing to do.
 pub(crate) fn leftovers(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
+    let failed = |stage| failed(record, stage);
+    foreign::forget(shared, &record.id).map_err(|error| failed("forget runtime's state")(Arc::new(error)))?;
     if record.cgroups_path.is_empty() {
         return Ok(());
     }
-    let failed = |stage| failed(record, stage);
     let handle = handle(shared, &record.cgroups_path).map_err(|error| failed("find cgroup")(Arc::new(error)))?;
     if !parent::exists(&handle.paths().path) {
         return Ok(());

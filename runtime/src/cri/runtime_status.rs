@@ -30,8 +30,12 @@ pub(super) async fn handle(cri: &Cri, call: Call<v1::StatusRequest>) -> Result<v
         }),
         info: if call.message.verbose { info::of_status(&cri.about, &status) } else { HashMap::new() },
         runtime_handlers: ["", HANDLER]
-            .map(|name| v1::RuntimeHandler { name: name.to_owned(), features: Some(features) })
-            .into(),
+            .into_iter()
+            .map(|name| (name, features))
+            // What other runtimes can do beyond the least is not known.
+            .chain(cri.engine.handlers().map(|name| (name, v1::RuntimeHandlerFeatures::default())))
+            .map(|(name, features)| v1::RuntimeHandler { name: name.to_owned(), features: Some(features) })
+            .collect(),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,

@@ -19,16 +19,12 @@ use crate::{
     user_namespace::UserNamespace,
 };
 
-/// The one runtime handler beside the unnamed default; both mean the built-in launcher.
+/// The built-in launcher's name beside the unnamed default.
 pub(super) const HANDLER: &str = "native";
 const NAMESPACES: &str = "config.linux.security_context.namespace_options";
 
 pub(super) fn decode(config: Option<v1::PodSandboxConfig>, handler: String) -> Result<SandboxSpec, Failure> {
     let config = config.ok_or_else(|| invalid("config", "missing: a sandbox needs a configuration"))?;
-    if !handler.is_empty() && handler != HANDLER {
-        let known = format!("`{handler}` is not a runtime handler of this node: want \"\" or \"{HANDLER}\"");
-        return Err(invalid("runtime_handler", known));
-    }
     if config.windows.is_some() {
         return Err(unsupported("config.windows", "this runtime runs Linux containers only"));
     }

@@ -2,7 +2,7 @@
 //! Plain data, made by the daemon's configuration and by tests. Owns nothing.
 //! Must never be read from a file here: that is the configuration's room.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::retire::Keep;
 
@@ -27,6 +27,15 @@ pub struct Rlimit {
     pub soft: u64,
     /// Hard.
     pub hard: u64,
+}
+
+/// Another OCI runtime, for sandboxes that name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandlerConfig {
+    /// Its program, absolute.
+    pub program: PathBuf,
+    /// Words before every command.
+    pub options: Vec<String>,
 }
 
 /// See the fields.
@@ -64,6 +73,8 @@ pub struct EngineConfig {
     pub unprivileged_ports: bool,
     /// Let containers that are not root send ICMP echo.
     pub unprivileged_icmp: bool,
+    /// Runtime handlers beside the built-in one, by name.
+    pub handlers: BTreeMap<String, HandlerConfig>,
 }
 
 impl EngineConfig {
@@ -87,6 +98,7 @@ impl EngineConfig {
             criu: PathBuf::from("/usr/sbin/criu"),
             unprivileged_ports: true,
             unprivileged_icmp: true,
+            handlers: BTreeMap::new(),
         }
     }
 }

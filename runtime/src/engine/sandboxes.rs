@@ -32,6 +32,7 @@ impl Engine {
             return Err(draining());
         }
         sandbox::check::check(&spec)?;
+        sandbox::handler::check(&self.shared.config.handlers, &spec)?;
         if spec.namespaces.network == NetworkMode::Sandbox && self.shared.network.is_none() {
             let reason = "this daemon has no network configured: use the host's network, or configure one";
             return Err(sandbox::check::invalid("namespace_options.network", reason));

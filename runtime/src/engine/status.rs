@@ -58,6 +58,11 @@ pub struct Features {
 }
 
 impl Engine {
+    /// The runtime handlers that a sandbox can name beside the built-in one.
+    pub fn handlers(&self) -> impl Iterator<Item = &str> {
+        self.shared.config.handlers.keys().map(String::as_str)
+    }
+
     /// What this host can do; memory only.
     #[must_use]
     pub fn features(&self) -> Features {

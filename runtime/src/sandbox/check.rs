@@ -33,10 +33,6 @@ pub(crate) fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
         }
         plain(&format!("metadata.{field}"), text, TEXT_MAX)?;
     }
-    if !matches!(spec.handler.as_str(), "" | "native") {
-        let reason = format!("`{}` is not a runtime handler of this node: want `` or `native`", cut(&spec.handler));
-        return Err(invalid("runtime_handler", reason));
-    }
     hostname(&spec.hostname)?;
     if let Some(directory) = &spec.log_directory {
         absolute("log_directory", directory)?;
@@ -210,7 +206,6 @@ mod tests {
         assert_eq!(refused(|spec| spec.key.uid.clear()), "metadata.uid");
         assert_eq!(refused(|spec| spec.key.namespace = "a\nb".into()), "metadata.namespace");
         assert_eq!(refused(|spec| spec.key.name = "n".repeat(2000)), "metadata.name");
-        assert_eq!(refused(|spec| spec.handler = "kata".into()), "runtime_handler");
         assert_eq!(refused(|spec| spec.log_directory = Some("logs".into())), "log_directory");
         assert_eq!(refused(|spec| spec.log_directory = Some("/var/log/../../etc".into())), "log_directory");
         assert_eq!(refused(|spec| spec.cgroup_parent = "kubepods".into()), "cgroup_parent");

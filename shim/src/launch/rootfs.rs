@@ -64,12 +64,7 @@ pub(super) fn overlay(
 
 /// An overlay on `target` in the calling process's own mount namespace, with these folders in it: for another runtime, which takes
 /// its root filesystem by a path. `label` as for an overlay of ours.
-pub fn mount_root(
-    overlay: &OverlayRootfs,
-    label: &str,
-    target: &Path,
-    folders: &[String],
-) -> Result<(), LaunchError> {
+pub fn mount_root(overlay: &OverlayRootfs, label: &str, target: &Path, folders: &[String]) -> Result<(), LaunchError> {
     super::lsm::check_mount_label(label)?;
     if overlay.lower.is_empty() {
         return Err(LaunchError::invalid(STEP, "", "no lower directory"));
