@@ -219,12 +219,15 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
 }
 
 /// The filter's program, the spec's text, and who makes a container of them when it is not our own launcher.
+type Confined = (Vec<u8>, Vec<u8>, Option<shim::Handler>);
+
+/// Puts a spec into the words of whoever makes the container.
 fn confined(
     shared: &Shared,
     order: &Order,
     spec: &oci_spec::runtime::Spec,
     volumes: &[Volume],
-) -> Result<(Vec<u8>, Vec<u8>, Option<shim::Handler>), ContainerError> {
+) -> Result<Confined, ContainerError> {
     let (record, sandbox) = (&order.record, &order.sandbox);
     let (id, security, name) = (&record.id, &record.spec.security, sandbox.spec.handler.as_str());
     let capabilities = capabilities(spec);
