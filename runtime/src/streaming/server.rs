@@ -187,9 +187,11 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, door: Arc<Door>
                 let (tls, door) = (tls.clone(), Arc::clone(&door));
                 connections.spawn(async move {
                     let admitted = match tls {
-                        Some(tls) => {
-                            timeout(REQUEST, tls.accept(prepared(stream))).await.ok().and_then(Result::ok).map(Io::Tls)
-                        }
+                        Some(tls) => timeout(REQUEST, tls.accept(prepared(stream)))
+                            .await
+                            .ok()
+                            .and_then(Result::ok)
+                            .map(|stream| Io::Tls(Box::new(stream))),
                         None => Some(Io::Plain(prepared(stream))),
                     };
                     let session = match admitted {
@@ -217,7 +219,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, door: Arc<Door>
 
 enum Io {
     Plain(TcpStream),
-    Tls(tokio_rustls::server::TlsStream<TcpStream>),
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
 
 /// Small pieces go at once; a client whose machine is gone is found by the kernel.
