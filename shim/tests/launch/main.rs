@@ -2,7 +2,12 @@
 //! Each test runs as root on a thread of its own; what it makes has a name of its own.
 //! Owns temporary folders, cgroups named `keelson-launch-*` and the processes it starts, and takes them away again.
 //! Must never leave anything: every container is checked for mounts, cgroups and processes after its end.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and say when they skip"
+)]
 
 mod delegation;
 mod exec;

@@ -158,6 +158,7 @@ fn stop_is_idempotent_after_exit() {
 }
 
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a few of them, in a test")]
 enum Event {
     Call(Call),
     InitEnds,
