@@ -22,6 +22,7 @@ mod resources;
 mod restart;
 mod security;
 mod stats;
+mod streaming;
 mod surface;
 mod userns;
 
