@@ -158,6 +158,8 @@ impl Suite {
         command
             .arg(format!("--runtime-endpoint={endpoint}"))
             .current_dir(self.scratch.path())
+            // A parallel run leaves a folder where its temporary files go.
+            .env("TMPDIR", self.scratch.path())
             .env("PATH", format!("{}:{}", self.tools.display(), std::env::var("PATH").unwrap_or_default()))
             .stdin(Stdio::null());
         command
