@@ -136,16 +136,6 @@ fn malformed_requests_are_refused_by_name() {
 }
 
 #[test]
-fn what_is_not_built_says_so_by_name() {
-    scenario(async |_, mut cri| {
-        let request = cri::CheckpointContainerRequest { container_id: "x".into(), ..Default::default() };
-        let error = cri.runtime.checkpoint_container(request).await.err().context("must fail")?;
-        ensure!(error.code() == Code::Unimplemented && error.message().contains("CheckpointContainer"), "{error:?}");
-        Ok(())
-    });
-}
-
-#[test]
 fn a_megabyte_of_annotations_is_carried_and_more_than_the_limit_refused() {
     scenario(async |node, mut cri| {
         let mut config = pod(node, "big");
