@@ -80,7 +80,7 @@ struct Supervisor {
     sweep_at: Instant,
     sweep_pause: Duration,
     waiting: Vec<(Ticket, Farewell)>,
-    /// The stop signal, when the init has not heard it.
+    /// The stop signal, while the init would not hear it.
     unheard: Option<Unheard>,
     scratch: Scratch,
     /// When memory that a launch or a burst of execs has touched is given back.
@@ -313,7 +313,7 @@ impl Supervisor {
         }
     }
 
-    /// Sends the stop signal that was dropped once more, when the init hears it.
+    /// Sends the stop signal that was held back, once the init hears it.
     fn repeat_stop_signal(&mut self, now: Instant) {
         let Some(unheard) = &mut self.unheard else { return };
         match &self.phase {
@@ -321,7 +321,7 @@ impl Supervisor {
                 if unheard.look_at > now {
                     return;
                 }
-                if unheard::was_dropped(container.created.pid, unheard.signal) {
+                if unheard::is_deaf(container.created.pid, unheard.signal) {
                     return unheard.put_off(now);
                 }
                 if let Err(failure) = container.signal(unheard.signal, false) {

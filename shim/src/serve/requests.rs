@@ -117,9 +117,11 @@ impl Supervisor {
             | Phase::Ended { .. } => 0,
         };
         if let (Some(signal), Some(container)) = (signal, self.phase.container()) {
-            container.signal(signal, false)?;
-            // Looked at after it was sent: without a handler now, it had none then.
-            self.unheard = unheard::was_dropped(container.created.pid, signal).then(|| Unheard::new(signal, now));
+            let deaf = unheard::is_deaf(container.created.pid, signal);
+            if !deaf {
+                container.signal(signal, false)?;
+            }
+            self.unheard = deaf.then(|| Unheard::new(signal, now));
         }
         self.phase.stopping(End::Grace { signal: signal.unwrap_or(sent_before), kill_at });
         Ok(())

@@ -1,9 +1,9 @@
-//! A stop signal that an init has not heard, kept until it can.
+//! A stop signal that an init cannot hear yet, kept until it can.
 //! The kernel drops a signal for the init of a PID namespace that has no handler for it (pid_namespaces(7)). A container that is stopped
 //! right after its start is in the middle of installing one: the signal would be lost and the whole grace period waited out.
 //! Pure but for reading `/proc`; runs in the shim's only thread. Owns the time of the next look.
-//! Must never lead to a signal being delivered twice: a second SIGTERM means "at once" to many programs. So the signal is always sent
-//! first and looked after then: a program that takes signals by sigtimedwait(2) has taken it, and never shows a handler.
+//! Must never lead to a signal being delivered twice: a second SIGTERM means "at once" to many programs. So it is sent once, after a
+//! look; sent first and looked after then, it may be dropped at an instant when the handler comes, and nobody can tell.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// A signal that was dropped.
+/// A signal that has not been sent.
 #[derive(Debug)]
 pub(super) struct Unheard {
     pub(super) signal: i32,
@@ -31,12 +31,19 @@ impl Unheard {
     }
 }
 
-/// Whether the kernel has dropped `signal`, sent just before, for want of a handler. What cannot be read has heard it.
-pub(super) fn was_dropped(pid: i32, signal: i32) -> bool {
+/// Whether the kernel would drop `signal` for this process. What cannot be read is not deaf: the signal is sent.
+pub(super) fn is_deaf(pid: i32, signal: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| drops(&status, signal))
+        && std::fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|call| !waits(&call))
 }
 
-/// As [`was_dropped`], from the text of proc_pid_status(5).
+/// Whether the process is in sigtimedwait(2), from the text of `/proc/PID/syscall`. Small inits are; the signals that they wait for
+/// are then neither caught nor shown as blocked.
+fn waits(call: &str) -> bool {
+    call.split_whitespace().next().and_then(|number| number.parse().ok()) == Some(libc::SYS_rt_sigtimedwait)
+}
+
+/// As [`is_deaf`], from the text of proc_pid_status(5).
 fn drops(status: &str, signal: i32) -> bool {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let is_init = field("NSpid:").and_then(|pids| pids.split_whitespace().last()) == Some("1");
@@ -70,6 +77,15 @@ mod tests {
         assert!(!drops(&status("4711\t1", 0, 0), 9), "nothing is deaf to SIGKILL");
         assert!(!drops(&status("4711\t1", 0, 1 << 63), 64), "the last real-time signal");
         assert!(!drops("", 15), "unreadable");
+    }
+
+    #[test]
+    fn an_init_that_waits_for_signals_hears_them() {
+        let number = libc::SYS_rt_sigtimedwait;
+        assert!(waits(&format!("{number} 0x7ffc 0x0 0x0 0x8 0x0 0x0 0x7ffc 0x7f00\n")));
+        assert!(!waits("230 0x1 0x0 0x7ffd 0x0 0x0 0x0 0x7ffd 0x7f00\n"), "clock_nanosleep");
+        assert!(!waits("running\n"));
+        assert!(!waits(""));
     }
 
     #[test]
