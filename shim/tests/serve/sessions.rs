@@ -162,7 +162,7 @@ fn privileged_an_exec_whose_client_goes_is_killed_with_all_it_started() {
     let mut container = started("exec sleep 1000");
     let mut session = open(&mut container, Call::OpenExec(shell("setsid sleep 551 & echo begun; sleep 552")));
     session.hear_out("begun");
-    assert!(container.runs("sleep551") && container.runs("sleep552"));
+    assert!(kept_within(PATIENCE, || container.runs("sleep551") && container.runs("sleep552")));
     let end = container.send(Call::EndSession(EndSession { session: session.seq }));
     assert!(matches!(container.node.receive_of(end), Outcome::Done(_)));
     assert_eq!(code(&mut container, session.seq), 137);
