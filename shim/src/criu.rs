@@ -6,7 +6,6 @@
 //! environment, a configuration file or a descriptor that it was not meant to have.
 
 mod dump;
-mod mountinfo;
 mod restore;
 
 use std::convert::Infallible;

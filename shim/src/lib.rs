@@ -5,5 +5,6 @@
 
 pub mod cgroup;
 pub mod launch;
+pub mod mountinfo;
 pub mod seccomp;
 pub mod spec;

@@ -6,6 +6,7 @@
 use std::{collections::HashMap, fs};
 
 use keelson_api::shim::ExternalMount;
+use keelson_shim::mountinfo;
 
 use super::{
     CheckpointError,
@@ -37,7 +38,7 @@ pub(crate) struct Mount {
 pub(crate) fn of_process(pid: i32) -> Result<Vec<Mount>, CheckpointError> {
     let path = format!("/proc/{pid}/mountinfo");
     let text = fs::read_to_string(&path).map_err(CheckpointError::io("read", path.as_ref()))?;
-    let mounts: Vec<Mount> = text.lines().filter_map(parse).collect();
+    let mounts: Vec<Mount> = mountinfo::parse(&text).map(Mount::from).collect();
     let mut places: Vec<&str> = mounts.iter().map(|mount| mount.mountpoint.as_str()).collect();
     places.sort_unstable();
     match places.windows(2).find(|pair| pair.first() == pair.last()) {
@@ -131,56 +132,36 @@ fn entry(mount: &Mount, device: u64, number: u64, parent: u64) -> Vec<u8> {
     message
 }
 
-fn parse(line: &str) -> Option<Mount> {
-    const FLAGS: [(&str, u64); 7] = [
-        ("ro", 1),
-        ("nosuid", 2),
-        ("nodev", 4),
-        ("noexec", 8),
-        ("noatime", 1 << 10),
-        ("nodiratime", 1 << 11),
-        ("relatime", 1 << 21),
-    ];
-    const STRICTATIME: u64 = 1 << 24;
-    let (front, back) = line.split_once(" - ")?;
-    let words: Vec<&str> = front.split(' ').collect();
-    let [id, parent, _, root, mountpoint, options, propagation @ ..] = words.as_slice() else { return None };
-    let mut flags = options
-        .split(',')
-        .filter_map(|word| FLAGS.iter().find(|(name, _)| *name == word))
-        .fold(0, |flags, (_, flag)| flags | flag);
-    if flags & (1 << 10 | 1 << 21) == 0 {
-        flags |= STRICTATIME;
-    }
-    Some(Mount {
-        id: id.parse().ok()?,
-        parent: parent.parse().ok()?,
-        root: unescape(root),
-        mountpoint: unescape(mountpoint),
-        flags,
-        shared: propagation.iter().any(|word| word.starts_with("shared:") || word.starts_with("master:")),
-        proc: back.split(' ').next() == Some("proc"),
-    })
-}
-
-/// Blanks, line ends and backslashes are written in octal.
-fn unescape(word: &str) -> String {
-    let mut bytes = Vec::with_capacity(word.len());
-    let mut rest = word.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *first == b'\\') {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
+impl From<mountinfo::Mount<'_>> for Mount {
+    fn from(mount: mountinfo::Mount<'_>) -> Self {
+        const FLAGS: [(&str, u64); 7] = [
+            ("ro", 1),
+            ("nosuid", 2),
+            ("nodev", 4),
+            ("noexec", 8),
+            ("noatime", 1 << 10),
+            ("nodiratime", 1 << 11),
+            ("relatime", 1 << 21),
+        ];
+        const STRICTATIME: u64 = 1 << 24;
+        let mut flags = mount
+            .options
+            .split(',')
+            .filter_map(|word| FLAGS.iter().find(|(name, _)| *name == word))
+            .fold(0, |flags, (_, flag)| flags | flag);
+        if flags & (1 << 10 | 1 << 21) == 0 {
+            flags |= STRICTATIME;
+        }
+        Self {
+            id: mount.id,
+            parent: mount.parent,
+            flags,
+            shared: mount.is_tagged("shared:") || mount.is_tagged("master:"),
+            proc: mount.fstype == "proc",
+            root: mount.root.into_owned(),
+            mountpoint: mount.point.into_owned(),
         }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -225,7 +206,7 @@ mod tests {
 
     #[test]
     fn everything_but_the_numbers_is_ours() {
-        let ours: Vec<Mount> = OURS.lines().filter_map(parse).collect();
+        let ours: Vec<Mount> = mountinfo::parse(OURS).map(Mount::from).collect();
         // Parents that would hide the mask under procfs, writable flags, filesystems of the host: nothing of it arrives.
         let hostile = archived(&[(7, 1, "/", 0), (9, 7, "/proc", 0), (3, 7, "/proc/kcore", 0), (5, 7, "/data", 0)]);
         let rewritten = read(&rewrite(&hostile, &ours).unwrap());
@@ -249,7 +230,7 @@ mod tests {
 
     #[test]
     fn mounts_that_nobody_requested_are_refused() {
-        let ours: Vec<Mount> = OURS.lines().filter_map(parse).collect();
+        let ours: Vec<Mount> = mountinfo::parse(OURS).map(Mount::from).collect();
         for place in ["/host", "/data/../host", "/proc/sys/kernel", "data"] {
             let hostile = archived(&[(7, 1, "/", 0), (8, 7, place, 0)]);
             let error = rewrite(&hostile, &ours).unwrap_err().to_string();
@@ -261,8 +242,9 @@ mod tests {
 
     #[test]
     fn a_mount_with_propagation_is_refused() {
-        let line = "104 100 8:1 /vol /data rw,relatime master:7 - ext4 /dev/sda1 rw";
-        let ours: Vec<Mount> = OURS.lines().take(1).chain([line]).filter_map(parse).collect();
+        let root = OURS.lines().next().unwrap();
+        let text = format!("{root}\n104 100 8:1 /vol /data rw,relatime master:7 - ext4 /dev/sda1 rw\n");
+        let ours: Vec<Mount> = mountinfo::parse(&text).map(Mount::from).collect();
         let error = rewrite(&archived(&[(7, 1, "/", 0)]), &ours).unwrap_err().to_string();
         assert!(error.contains("/data") && error.contains("propagation"), "{error}");
     }

@@ -4,6 +4,7 @@
 
 use std::{fs, os::fd::AsFd as _, path::Path};
 
+use keelson_shim::mountinfo;
 use keelson_sys::mount::{Attributes, set_attributes};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
@@ -43,9 +44,9 @@ pub(crate) fn no_user_namespaces(scratch: &Path) -> Option<String> {
 }
 
 /// From the text of mountinfo. The option is the hierarchy's: every mount of it shows it.
-fn delegation(mountinfo: &str) -> Option<String> {
-    let options = mountinfo.lines().find_map(|line| line.split_once(" - cgroup2 ")?.1.rsplit(' ').next());
-    if options.is_some_and(|options| options.split(',').any(|option| option == "nsdelegate")) {
+fn delegation(table: &str) -> Option<String> {
+    let unified = mountinfo::parse(table).find(|mount| mount.fstype == "cgroup2");
+    if unified.is_some_and(|mount| mount.super_options.split(',').any(|option| option == "nsdelegate")) {
         return None;
     }
     let reason = "the host has cgroup2 mounted without `nsdelegate`, so a container could raise its own limits: \

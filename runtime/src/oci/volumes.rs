@@ -8,6 +8,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use keelson_shim::mountinfo;
+
 use crate::container::{
     ContainerError,
     spec::{Propagation, Volume},
@@ -61,17 +63,15 @@ enum Sharing {
 
 impl Sharing {
     /// Of the topmost mount with the longest mount point above `path`, from a mountinfo text.
-    fn of(path: &Path, mountinfo: &str) -> Self {
+    fn of(path: &Path, table: &str) -> Self {
         let mut best = (0, Self::Private);
-        for line in mountinfo.lines() {
-            let mut fields = line.split(' ');
-            let Some(point) = fields.nth(4).map(unescape) else { continue };
+        for mount in mountinfo::parse(table) {
+            let point = Path::new(&*mount.point);
             let depth = point.components().count();
-            if path.starts_with(&point) && depth >= best.0 {
-                let tags: Vec<&str> = fields.skip(1).take_while(|field| *field != "-").collect();
-                let sharing = if tags.iter().any(|tag| tag.starts_with("shared:")) {
+            if path.starts_with(point) && depth >= best.0 {
+                let sharing = if mount.is_tagged("shared:") {
                     Self::Shared
-                } else if tags.iter().any(|tag| tag.starts_with("master:")) {
+                } else if mount.is_tagged("master:") {
                     Self::Slave
                 } else {
                     Self::Private
@@ -81,27 +81,6 @@ impl Sharing {
         }
         best.1
     }
-}
-
-/// mountinfo writes space, tab, line end and backslash as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(rest.get(..at).unwrap_or_default());
-        match rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                out.push(char::from(byte));
-                rest = rest.get(at + 4..).unwrap_or_default();
-            }
-            None => {
-                out.push('\\');
-                rest = rest.get(at + 1..).unwrap_or_default();
-            }
-        }
-    }
-    out.push_str(rest);
-    PathBuf::from(out)
 }
 
 /// The volumes that the image declares and no volume of the request covers: made inside the root filesystem by the launcher,

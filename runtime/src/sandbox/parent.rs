@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use keelson_shim::mountinfo;
 use rustix::io::Errno;
 
 use crate::{engine::shared::Shared, oci::cgroup_path, store::record::SandboxRecord};
@@ -101,10 +102,6 @@ fn remove(path: &str) -> io::Result<bool> {
 /// Where cgroup hierarchies are mounted.
 fn hierarchies() -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let cgroup = |line: &str| {
-        let (before, after) = line.split_once(" - ")?;
-        let kind = after.split(' ').next()?;
-        matches!(kind, "cgroup" | "cgroup2").then(|| before.split(' ').nth(4).map(Into::into)).flatten()
-    };
-    text.lines().filter_map(cgroup).collect()
+    let cgroups = mountinfo::parse(&text).filter(|mount| matches!(mount.fstype, "cgroup" | "cgroup2"));
+    cgroups.map(|mount| PathBuf::from(&*mount.point)).collect()
 }

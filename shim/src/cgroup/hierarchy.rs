@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use super::dir::Dir;
 use super::error::CgroupError;
+use crate::mountinfo;
 
 /// How cgroups are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,25 +95,22 @@ impl Hierarchies {
     }
 
     /// From the text of mountinfo; a hierarchy that is mounted twice counts where it is under /sys/fs/cgroup.
-    pub(super) fn parse(mountinfo: &str) -> Result<Hierarchies, CgroupError> {
+    pub(super) fn parse(table: &str) -> Result<Hierarchies, CgroupError> {
         let mut v1: Vec<(String, Vec<String>)> = Vec::new();
         let mut unified: Option<String> = None;
-        for line in mountinfo.lines() {
-            let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
-            let Some(point) = mount.split(' ').nth(4).map(unescape) else { continue };
-            let mut filesystem = filesystem.split(' ');
-            let (kind, options) = (filesystem.next().unwrap_or_default(), filesystem.nth(1).unwrap_or_default());
-            let usual = point.starts_with(USUAL_MOUNT);
-            match kind {
-                "cgroup2" if unified.is_none() || usual => unified = Some(point),
+        for mount in mountinfo::parse(table) {
+            let usual = mount.point.starts_with(USUAL_MOUNT);
+            match mount.fstype {
+                "cgroup2" if unified.is_none() || usual => unified = Some(mount.point.into_owned()),
                 "cgroup" => {
                     let ignored = ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods"];
                     let known = |option: &&str| !ignored.contains(option) && !option.starts_with("release_agent=");
-                    let subsystems: Vec<String> = options.split(',').filter(known).map(str::to_owned).collect();
+                    let subsystems: Vec<String> =
+                        mount.super_options.split(',').filter(known).map(str::to_owned).collect();
                     match v1.iter_mut().find(|(_, other)| *other == subsystems) {
-                        Some(first) if usual && !first.0.starts_with(USUAL_MOUNT) => first.0 = point,
+                        Some(first) if usual && !first.0.starts_with(USUAL_MOUNT) => first.0 = mount.point.into_owned(),
                         Some(_) => {}
-                        None => v1.push((point, subsystems)),
+                        None => v1.push((mount.point.into_owned(), subsystems)),
                     }
                 }
                 _ => {}
@@ -177,26 +175,6 @@ impl Hierarchies {
         };
         self.offered.get_or_init(read).iter().any(|name| name == controller.name())
     }
-}
-
-/// mountinfo writes blanks and backslashes in octal.
-fn unescape(path: &str) -> String {
-    let mut plain = Vec::with_capacity(path.len());
-    let mut rest = path.as_bytes();
-    while let [byte, after @ ..] = rest {
-        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match (byte, digits.and_then(|digits| u8::from_str_radix(digits, 8).ok())) {
-            (b'\\', Some(escaped)) => {
-                plain.push(escaped);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            _ => {
-                plain.push(*byte);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&plain).into_owned()
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! What CRIU is told to write a container's processes to files.
 //! In the process that becomes CRIU; the names of streams also in the supervisor.
 //! Owns nothing.
-//! Must never let CRIU copy the content of a mount: every one but the container's procfs is ours to make again.
+//! Must never let CRIU copy the content of a mount: every one but the container's procfs, which only its type tells, is ours to
+//! make again.
 
 use std::fmt::Write as _;
 
+use keelson_shim::mountinfo;
 use rustix::fs::FileType;
 
-use super::{CriuError, DUMP_LOG, Job, common, enter, mountinfo, system};
+use super::{CriuError, DUMP_LOG, Job, common, enter, system};
 
 /// Takes CRIU's place; gives its arguments.
 pub(super) fn prepare(job: &Job) -> Result<Vec<String>, CriuError> {
@@ -15,7 +17,6 @@ pub(super) fn prepare(job: &Job) -> Result<Vec<String>, CriuError> {
     let text = std::fs::read_to_string(&path).map_err(|error| {
         system("read", &path)(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
     })?;
-    let mounts = mountinfo::parse(&text);
     let mut words = common(job, "dump", DUMP_LOG);
     words.extend(["--tree".to_owned(), job.init.to_string(), "--leave-running".to_owned()]);
     // Mounts made outside that would show inside: the volumes' propagation is the host's business.
@@ -23,8 +24,8 @@ pub(super) fn prepare(job: &Job) -> Result<Vec<String>, CriuError> {
     if let Some(freezer) = &job.freezer {
         words.extend(["--freeze-cgroup".to_owned(), freezer.clone()]);
     }
-    for mount in mounts.iter().filter(|mount| mount.mountpoint != "/" && mount.fstype != "proc") {
-        words.extend(["--external".to_owned(), format!("mnt[{}]:m{}", mount.mountpoint, mount.id)]);
+    for mount in mountinfo::parse(&text).filter(|mount| mount.point != "/" && mount.fstype != "proc") {
+        words.extend(["--external".to_owned(), format!("mnt[{}]:m{}", mount.point, mount.id)]);
     }
     for name in stream_names(job.init).into_iter().filter(|name| !name.is_empty() && !name.starts_with("pipe:")) {
         words.extend(["--external".to_owned(), name]);
@@ -37,7 +38,7 @@ pub(super) fn prepare(job: &Job) -> Result<Vec<String>, CriuError> {
 /// container (the host's /dev/null). Empty for a stream that is its own.
 pub(crate) fn stream_names(init: i32) -> Vec<String> {
     let text = std::fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap_or_default();
-    let own: Vec<u64> = mountinfo::parse(&text).into_iter().map(|mount| mount.id).collect();
+    let own: Vec<u64> = mountinfo::parse(&text).map(|mount| mount.id).collect();
     (0..3).map(|number| stream_name(init, number, &own).unwrap_or_default()).collect()
 }
 
