@@ -82,34 +82,9 @@ fn targets(level: LogLevel) -> Targets {
     Targets::new().with_default(level.min(LevelFilter::WARN)).with_target(OURS, level)
 }
 
-/// An error and what caused it, outermost first, each once: `run sandbox 3f2a: create netns: EPERM`.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Some libraries print their source themselves.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("{text}")]
-    struct Layer {
-        text: &'static str,
-        #[source]
-        source: Option<Box<Layer>>,
-    }
 
     #[test]
     fn what_libraries_say_below_a_warning_is_never_written() {
@@ -123,13 +98,5 @@ mod tests {
             assert!(all.would_enable(theirs, &Level::WARN), "{theirs}");
         }
         assert!(!targets(LogLevel::Error).would_enable("h2", &Level::WARN));
-    }
-
-    #[test]
-    fn a_chain_names_each_cause_once() {
-        let inner = Layer { text: "EPERM", source: None };
-        let middle = Layer { text: "mount: EPERM", source: Some(Box::new(inner)) };
-        let outer = Layer { text: "run sandbox 3f2a", source: Some(Box::new(middle)) };
-        assert_eq!(chain(&outer), "run sandbox 3f2a: mount: EPERM");
     }
 }

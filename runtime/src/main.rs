@@ -5,14 +5,14 @@
 use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser as _;
-use keelson_runtime::{cli::Cli, logging};
+use keelson_runtime::cli::Cli;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
             // Nothing is left to tell it to when stderr is gone.
-            let _ = writeln!(std::io::stderr(), "keelson: {}", logging::chain(&error));
+            let _ = writeln!(std::io::stderr(), "keelson: {}", keelson_api::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -127,15 +127,3 @@ fn write_file(path: &str, value: &[u8]) -> rustix::io::Result<()> {
         _ => Err(Errno::IO),
     }
 }
-
-/// An error with all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

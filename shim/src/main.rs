@@ -46,21 +46,9 @@ fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     outcome.unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "keelson-shim: {}", chain(&*error));
+        let _ = writeln!(std::io::stderr(), "keelson-shim: {}", keelson_api::chain(&*error));
         ExitCode::FAILURE
     })
-}
-
-/// An error and its causes as one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;

@@ -5,10 +5,7 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{CliError, serve};
-use crate::{
-    config::Config,
-    logging::{self, Level},
-};
+use crate::{config::Config, logging::Level};
 
 /// What is needed to read it again.
 pub(super) struct Reload {
@@ -33,7 +30,7 @@ impl Reload {
             match tokio::task::spawn_blocking(move || args.load()).await {
                 Ok(Ok(config)) => self.take(&config),
                 Ok(Err(error)) => {
-                    tracing::error!(error = logging::chain(&error), "SIGHUP: the configuration stays as it was");
+                    tracing::error!(error = keelson_api::chain(&error), "SIGHUP: the configuration stays as it was");
                 }
                 // The runtime is going down.
                 Err(_) => return,
@@ -44,7 +41,7 @@ impl Reload {
     fn take(&mut self, config: &Config) {
         let (before, now) = (self.running.log.level, config.log.level);
         if let Err(error) = self.level.set(now) {
-            tracing::error!(error = logging::chain(&error), "SIGHUP: the level of the log stays as it was");
+            tracing::error!(error = keelson_api::chain(&error), "SIGHUP: the level of the log stays as it was");
             return;
         }
         self.running.log.level = now;

@@ -11,7 +11,6 @@ use keelson_imageservice::SnapshotKey;
 use super::{ContainerError, spec::Volume};
 use crate::{
     engine::{ErrorKind, shared::Shared},
-    logging,
     oci::mounts::{ImageLayers, destination},
     shim_client::ShimError,
     store::record::ContainerRecord,
@@ -38,7 +37,7 @@ pub(super) fn hold(
         let snapshot = shared
             .images
             .prepare(&SnapshotKey::of_volume(&record.id, index), &image.id)
-            .map_err(|error| refused(logging::chain(&error), ErrorKind::of(&error)))?;
+            .map_err(|error| refused(keelson_api::chain(&error), ErrorKind::of(&error)))?;
         // The hold's own folder, which stays empty, on top: it has the looks of the image's root, and makes two layers of one.
         let lower: Vec<PathBuf> = std::iter::once(snapshot.upper).chain(snapshot.lower).collect();
         layers.push(ImageLayers { destination: destination(volume), lower });
@@ -76,7 +75,7 @@ pub(super) fn blame(volumes: &[Volume], error: &ShimError) -> Option<ContainerEr
     Some(ContainerError::ImageVolume {
         image: volume.image.clone().unwrap_or_default(),
         path: volume.container_path.clone(),
-        reason: logging::chain(error),
+        reason: keelson_api::chain(error),
         kind: error.kind(),
     })
 }

@@ -10,12 +10,11 @@ use super::{
     rpc::{Call, about_image},
     status::{Failure, invalid},
 };
-use crate::logging;
 
 pub(super) async fn handle(cri: &Cri, call: Call<v1::PullImageRequest>) -> Result<v1::PullImageResponse, Failure> {
     let name = super::image_name(call.message.image)?;
     about_image(&name);
-    let reference: Reference = name.parse().map_err(|error| invalid("image.image", logging::chain(&error)))?;
+    let reference: Reference = name.parse().map_err(|error| invalid("image.image", keelson_api::chain(&error)))?;
     let request = PullRequest { reference, credentials: credentials(call.message.auth) };
     let image = cri.images.pull(request).await?;
     tracing::info!(id = %image.id, size = image.size, "image is here");

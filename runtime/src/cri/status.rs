@@ -8,7 +8,6 @@ use tonic::{Code, Status};
 use crate::{
     container::ContainerError,
     engine::{ErrorKind, events::EventsEnd},
-    logging,
     sandbox::SandboxError,
     streaming::UrlError,
 };
@@ -62,7 +61,7 @@ const MESSAGE_MAX: usize = 6 * 1024;
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
-        let mut message = logging::chain(&failure);
+        let mut message = keelson_api::chain(&failure);
         if let Some(prefix) = prefix(&failure) {
             message = format!("{prefix}: {message}");
         }

@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     engine::{AttachSpec, Detached, Engine, ExecSpec, Size},
-    logging::chain,
     session::Terminal,
 };
 
@@ -24,20 +23,22 @@ impl Node for Engine {
     async fn exec(&self, container: &ContainerId, args: Vec<String>, streams: Streams) -> Result<Process, String> {
         let Streams { terminal, stdin, stdout, stderr } = streams;
         let spec = ExecSpec { args, terminal, stdin, stdout, stderr, size: None };
-        let mut session = self.open_exec(container, spec).await.map_err(|error| chain(&error))?;
+        let mut session = self.open_exec(container, spec).await.map_err(|error| keelson_api::chain(&error))?;
         Ok(Process {
             stdin: session.stdin.take().map(|stdin| Box::new(stdin) as _),
             stdout: session.stdout.take().map(|stdout| Box::new(stdout) as _),
             stderr: session.stderr.take().map(|stderr| Box::new(stderr) as _),
             resize: session.terminal().map(resize),
-            end: Box::pin(async move { session.wait().await.map(Ended::Exit).map_err(|error| chain(&error)) }),
+            end: Box::pin(
+                async move { session.wait().await.map(Ended::Exit).map_err(|error| keelson_api::chain(&error)) },
+            ),
         })
     }
 
     async fn attach(&self, container: &ContainerId, streams: Streams) -> Result<Process, String> {
         let Streams { terminal, stdin, stdout, stderr } = streams;
         let spec = AttachSpec { terminal, stdin, stdout, stderr };
-        let mut session = Engine::attach(self, container, spec).await.map_err(|error| chain(&error))?;
+        let mut session = Engine::attach(self, container, spec).await.map_err(|error| keelson_api::chain(&error))?;
         Ok(Process {
             stdin: session.stdin.take().map(|stdin| Box::new(stdin) as _),
             stdout: session.stdout.take().map(|stdout| Box::new(stdout) as _),
@@ -47,13 +48,13 @@ impl Node for Engine {
                 match session.wait().await {
                     Ok(Detached::ContainerEnded) => Ok(Ended::Detached),
                     Ok(Detached::FellBehind) => Ok(Ended::FellBehind),
-                    Err(error) => Err(chain(&error)),
+                    Err(error) => Err(keelson_api::chain(&error)),
                 }
             }),
         })
     }
 
     async fn connect(&self, sandbox: &SandboxId, port: u16) -> Result<TcpStream, String> {
-        self.connect_port(sandbox, port).await.map_err(|error| chain(&error))
+        self.connect_port(sandbox, port).await.map_err(|error| keelson_api::chain(&error))
     }
 }

@@ -153,7 +153,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServerError> {
     let failed = |path: &Path, error: &dyn std::error::Error| ServerError::Pem {
         path: path.to_owned(),
-        reason: crate::logging::chain(error),
+        reason: keelson_api::chain(error),
     };
     let chain = CertificateDer::pem_file_iter(cert).map_err(|error| failed(cert, &error))?;
     let chain: Vec<_> = chain.collect::<Result<_, _>>().map_err(|error| failed(cert, &error))?;

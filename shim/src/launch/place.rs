@@ -54,7 +54,7 @@ impl Cgroup {
 }
 
 pub(super) fn cgroup_failed(step: &'static str, error: &cgroup::CgroupError) -> LaunchError {
-    LaunchError::invalid(step, "", super::chain(error))
+    LaunchError::invalid(step, "", keelson_api::chain(error))
 }
 
 /// A container that has its cgroup mounted to write to is given it: OCI runtime specification, "cgroup ownership".

@@ -252,7 +252,7 @@ fn filter(request: &CreateRequest<'_>, linux: &Linux) -> Result<Option<Filter>, 
         return Ok(None);
     };
     let program = crate::seccomp::compile(profile)
-        .map_err(|error| LaunchError::invalid("load seccomp filter", "", super::chain(&error)))?;
+        .map_err(|error| LaunchError::invalid("load seccomp filter", "", keelson_api::chain(&error)))?;
     if program.notifies() {
         return Err(LaunchError::unsupported("load seccomp filter", "SCMP_ACT_NOTIFY", "not offered"));
     }

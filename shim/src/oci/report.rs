@@ -20,7 +20,7 @@ pub(super) struct Log {
 impl Log {
     /// Reports an error with its causes.
     pub(super) fn error(&self, error: &dyn Error) {
-        let text = crate::chain(error);
+        let text = keelson_api::chain(error);
         let _ = writeln!(std::io::stderr(), "keelson-shim oci: {text}");
         if let Some(path) = &self.path
             && let Ok(mut file) = std::fs::File::options().append(true).create(true).mode(0o644).open(path)

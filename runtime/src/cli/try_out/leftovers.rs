@@ -13,7 +13,7 @@ use super::{
     super::{CliError, rooms},
     broken,
 };
-use crate::{config::Config, logging};
+use crate::config::Config;
 
 /// The kernel ends processes and empties cgroups in its own time.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -24,8 +24,9 @@ const CGROUP_DEPTH: usize = 4;
 pub(super) fn clean_and_look(config: &Config, scratch: &Path, made: &[String]) -> Result<(), CliError> {
     const STEP: &str = "look for anything left";
     if config.network.enabled {
-        let network = Network::open(rooms::network(config)).map_err(|error| broken(STEP, logging::chain(&error)))?;
-        network.close().map_err(|error| broken(STEP, logging::chain(&error)))?;
+        let network =
+            Network::open(rooms::network(config)).map_err(|error| broken(STEP, keelson_api::chain(&error)))?;
+        network.close().map_err(|error| broken(STEP, keelson_api::chain(&error)))?;
     }
     let deadline = Instant::now() + SETTLE;
     loop {

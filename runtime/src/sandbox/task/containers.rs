@@ -394,7 +394,7 @@ async fn restore(
         let spec = std::fs::read(config).unwrap_or_default();
         checkpoint::restore::call(&of_call, &name, init, &spec)
     });
-    let call = call.await.map_err(|error| ShimError::unasked("restore", id, &crate::logging::chain(&error)))?;
+    let call = call.await.map_err(|error| ShimError::unasked("restore", id, &keelson_api::chain(&error)))?;
     let started = shim.restore(call).await;
     // CRIU has read it all, or will not: a start that failed is not tried again.
     let removed = blocking(move || shared.checkpoint(&folder).remove()).await;

@@ -187,7 +187,7 @@ impl Task {
             }
             Err(error) => {
                 // The state stays: a repeat tries again.
-                tracing::error!(container = %id, error = %chain(&error), "kill what is left of a container");
+                tracing::error!(container = %id, error = %keelson_api::chain(&error), "kill what is left of a container");
                 let waiting =
                     std::mem::take(&mut member.stopped).into_iter().chain(std::mem::take(&mut member.removed));
                 member.removing = false;
@@ -218,7 +218,7 @@ impl Task {
                 member.started.into_iter().for_each(|reply| answer(reply, Err(not_found(id))));
             }
             Err(error) => {
-                tracing::warn!(container = %id, error = %chain(&error), "remove container");
+                tracing::warn!(container = %id, error = %keelson_api::chain(&error), "remove container");
                 self.apply(id, &Event::RemoveFailed);
                 let Some(member) = self.members.get_mut(id) else { return };
                 member.taking = false;
@@ -228,7 +228,7 @@ impl Task {
                     // A repeat goes on from here.
                     self.removing = false;
                     self.become_state(sandbox_state::State::NotReady { released: !self.releasing });
-                    let (id, failures) = (self.record.id.clone(), chain(&error));
+                    let (id, failures) = (self.record.id.clone(), keelson_api::chain(&error));
                     self.answer_remove(|| {
                         Err(SandboxError::Teardown { act: "remove", id: id.clone(), failures: failures.clone() })
                     });
@@ -236,15 +236,4 @@ impl Task {
             }
         }
     }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -90,7 +90,7 @@ impl Reader {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(error = %crate::logging::chain(&error), "end spdy session");
+                    tracing::debug!(error = %keelson_api::chain(&error), "end spdy session");
                     return;
                 }
             }
