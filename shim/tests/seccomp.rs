@@ -8,11 +8,14 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::Duration;
 
 use keelson_shim::seccomp::{compile, default_program};
 use keelson_shim::spec::{Capabilities, Seccomp, SeccompArg, SeccompRule};
 
 const EPERM: i32 = 1;
+const ENOEXEC: i32 = 8;
+const ETXTBSY: i32 = 26;
 const EAFNOSUPPORT: i32 = 97;
 const ENOSYS: i32 = 38;
 const SPEC_ALLOW: u32 = 4;
@@ -107,12 +110,16 @@ fn run(filter: &[u8], machine: Machine, number: u32, arguments: [u32; 3]) -> Opt
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path).unwrap();
     file.write_all(&program(machine, number, arguments)).unwrap();
     drop(file);
-    under(filter, move || match Command::new(&path).status() {
-        Ok(status) => Some(status.code().unwrap_or_else(|| -status.signal().unwrap())),
-        Err(error) => match error.raw_os_error() {
-            Some(8) => None, // ENOEXEC: the kernel has no such architecture
-            _ => panic!("{error}"),
-        },
+    under(filter, move || {
+        loop {
+            match Command::new(&path).status().map_err(|error| error.raw_os_error()) {
+                Ok(status) => return Some(status.code().unwrap_or_else(|| -status.signal().unwrap())),
+                Err(Some(ENOEXEC)) => return None, // The kernel has no such architecture.
+                // Another test's child, forked while the file was written, has not executed its own program yet.
+                Err(Some(ETXTBSY)) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => panic!("{error:?}"),
+            }
+        }
     })
 }
 

@@ -3,7 +3,6 @@
 //! Owns what `Container` owns, and folders for images. Must never leave a container held.
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -150,9 +149,12 @@ fn a_pause_ends_with_its_connection() {
 
 /// A program in CRIU's place.
 fn fake(container: &Container, script: &str) -> String {
-    let path = container.node.path("criu");
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (source, path) = (container.node.path("criu.source"), container.node.path("criu"));
+    std::fs::write(&source, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // Never open for writing in this process: a child that another test has just forked would hold it, and nobody could execute it.
+    assert!(
+        std::process::Command::new("install").args(["-m", "755"]).args([&source, &path]).status().unwrap().success()
+    );
     text(&path)
 }
 
