@@ -7,6 +7,7 @@ pub mod bench;
 pub mod cache;
 pub mod collector;
 pub mod critest;
+pub mod criu;
 pub mod images;
 pub mod newest;
 pub mod node;

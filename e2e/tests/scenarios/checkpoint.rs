@@ -1,12 +1,11 @@
 //! Checkpoint and restore of containers and pods, by a real CRIU where one works here; T14 on the whole way from an archive to a
-//! container. `KEELSON_TEST_CRIU` names another CRIU than the system's.
+//! container. Which CRIU: `keelson_e2e::criu`.
 
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -25,14 +24,13 @@ const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo count $i; echo $i > /tm
 
 /// The configuration that names a CRIU that works here.
 fn criu(test: &str) -> Option<String> {
-    let program = std::env::var("KEELSON_TEST_CRIU").unwrap_or_else(|_| "/usr/sbin/criu".to_owned());
-    let reason = match Command::new(&program).arg("check").output() {
-        Ok(output) if output.status.success() => return Some(format!("[checkpoint]\ncriu = \"{program}\"\n")),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).lines().next_back().unwrap_or_default().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    println!("SKIP {test}: `{program} check`: {reason}");
-    None
+    match keelson_e2e::criu::program() {
+        Ok(program) => Some(format!("[checkpoint]\ncriu = \"{program}\"\n")),
+        Err(reason) => {
+            println!("SKIP {test}: {reason}");
+            None
+        }
+    }
 }
 
 async fn checkpoint(cri: &mut Cri, id: &str, location: &Path, timeout: i64) -> Result<(), tonic::Status> {
