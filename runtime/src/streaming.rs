@@ -17,9 +17,9 @@ pub mod server;
 mod session;
 pub mod spdy;
 pub mod tokens;
-mod tunnel;
+pub mod tunnel;
 pub mod upgrade;
-mod websocket;
+pub mod websocket;
 
 use std::{
     net::SocketAddr,

@@ -17,14 +17,15 @@ use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 const MESSAGE_MAX: usize = 64 * 1024 + 64;
 
 /// See the module.
-pub(super) struct Tunnel<C> {
+pub struct Tunnel<C> {
     socket: WebSocketStream<C>,
     /// What is left of the last message.
     input: Bytes,
 }
 
 impl<C> Tunnel<C> {
-    pub(super) fn new(socket: WebSocketStream<C>) -> Self {
+    /// A stream on this WebSocket.
+    pub fn new(socket: WebSocketStream<C>) -> Self {
         Self { socket, input: Bytes::new() }
     }
 }

@@ -29,7 +29,7 @@ use super::spdy::Input;
 /// Longest message taken, bytes. Clients copy in pieces of 32 KiB.
 const MESSAGE_MAX: usize = 1 << 20;
 /// Messages that may wait for one channel.
-pub(super) const INPUTS: usize = 4;
+pub const INPUTS: usize = 4;
 /// Messages that may wait for the connection.
 const OUTPUTS: usize = 8;
 /// Between two pings.
@@ -39,15 +39,15 @@ const CLOSE: u8 = 255;
 
 /// How messages look.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Form {
+pub struct Form {
     /// Text: the channel as a digit, the rest in base64.
-    pub(super) base64: bool,
+    pub base64: bool,
     /// A message on channel 255 ends the channel it names.
-    pub(super) close: bool,
+    pub close: bool,
 }
 
 /// The server's end of an upgraded connection.
-pub(super) async fn accept<C: AsyncRead + AsyncWrite + Unpin>(connection: C) -> WebSocketStream<C> {
+pub async fn accept<C: AsyncRead + AsyncWrite + Unpin>(connection: C) -> WebSocketStream<C> {
     let config = WebSocketConfig::default()
         .max_message_size(Some(MESSAGE_MAX))
         .max_frame_size(Some(MESSAGE_MAX))
@@ -57,16 +57,16 @@ pub(super) async fn accept<C: AsyncRead + AsyncWrite + Unpin>(connection: C) -> 
 }
 
 /// The task of a connection. Dropping it closes the connection at once.
-pub(super) struct Connection {
+pub struct Connection {
     task: JoinSet<()>,
 }
 
 /// Where messages for the client go: channel and bytes.
-pub(super) type Messages = mpsc::Sender<(u8, Bytes)>;
+pub type Messages = mpsc::Sender<(u8, Bytes)>;
 
 impl Connection {
     /// Serves channels on a connection. When the last [`Messages`] is dropped a close follows what was sent.
-    pub(super) fn serve<C>(
+    pub fn serve<C>(
         socket: WebSocketStream<C>,
         form: Form,
         inputs: Vec<(u8, mpsc::Sender<Input>)>,
@@ -93,12 +93,12 @@ impl Connection {
     }
 
     /// Waits until the connection is over. Cancel-safe.
-    pub(super) async fn gone(&mut self) {
+    pub async fn gone(&mut self) {
         while self.task.join_next().await.is_some() {}
     }
 
     /// Leaves it to the client to close after the last message, but no longer than `patience`.
-    pub(super) async fn close(mut self, patience: Duration) {
+    pub async fn close(mut self, patience: Duration) {
         let _ = tokio::time::timeout(patience, self.gone()).await;
     }
 }
