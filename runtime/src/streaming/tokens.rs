@@ -37,21 +37,33 @@ impl<T> Tokens<T> {
     /// # Errors
     /// [`TooMany`].
     pub fn keep(&self, random: [u8; 12], session: T) -> Result<String, TooMany> {
+        self.keep_at(Instant::now(), random, session)
+    }
+
+    fn keep_at(&self, now: Instant, random: [u8; 12], session: T) -> Result<String, TooMany> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|_, (since, _)| since.elapsed() < LIFETIME);
+        waiting.retain(|_, (since, _)| is_good(now, *since));
         if waiting.len() >= WAITING_MAX {
             return Err(TooMany);
         }
         let token = URL_SAFE_NO_PAD.encode(random);
-        waiting.insert(token.clone(), (Instant::now(), session));
+        waiting.insert(token.clone(), (now, session));
         Ok(token)
     }
 
     /// The session of a token, once.
     pub fn take(&self, token: &str) -> Option<T> {
-        let (since, session) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(token)?;
-        (since.elapsed() < LIFETIME).then_some(session)
+        self.take_at(Instant::now(), token)
     }
+
+    fn take_at(&self, now: Instant, token: &str) -> Option<T> {
+        let (since, session) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(token)?;
+        is_good(now, since).then_some(session)
+    }
+}
+
+fn is_good(now: Instant, since: Instant) -> bool {
+    now.saturating_duration_since(since) < LIFETIME
 }
 
 #[cfg(test)]
@@ -66,6 +78,23 @@ mod tests {
         assert_eq!(tokens.take(&token), Some("session"));
         assert_eq!(tokens.take(&token), None);
         assert_eq!(tokens.take("other"), None);
+    }
+
+    #[test]
+    fn a_token_is_good_for_a_minute_and_then_makes_room() {
+        let tokens = Tokens::default();
+        let begun = Instant::now();
+        let late = begun + LIFETIME;
+        let kept: Vec<_> = (0..2).map(|n| tokens.keep_at(begun, [n; 12], n).unwrap()).collect();
+        assert_eq!(tokens.take_at(late - Duration::from_millis(1), &kept[0]), Some(0));
+        assert_eq!(tokens.take_at(late, &kept[1]), None);
+        for n in 0..1000_u16 {
+            tokens.keep_at(begun, [n.to_be_bytes(); 6].concat().try_into().unwrap(), 9).unwrap();
+        }
+        assert_eq!(tokens.keep_at(begun, [255; 12], 9), Err(TooMany));
+        let last = tokens.keep_at(late, [255; 12], 9).unwrap();
+        assert_eq!(tokens.waiting.lock().unwrap().len(), 1, "those whose minute is over are forgotten");
+        assert_eq!(tokens.take_at(late, &last), Some(9));
     }
 
     #[test]

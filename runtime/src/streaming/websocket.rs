@@ -66,11 +66,7 @@ pub type Messages = mpsc::Sender<(u8, Bytes)>;
 
 impl Connection {
     /// Serves channels on a connection. When the last [`Messages`] is dropped a close follows what was sent.
-    pub fn serve<C>(
-        socket: WebSocketStream<C>,
-        form: Form,
-        inputs: Vec<(u8, mpsc::Sender<Input>)>,
-    ) -> (Self, Messages)
+    pub fn serve<C>(socket: WebSocketStream<C>, form: Form, inputs: Vec<(u8, mpsc::Sender<Input>)>) -> (Self, Messages)
     where
         C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
