@@ -68,6 +68,8 @@ pub(crate) struct Host {
     pub(crate) no_writable_cgroup: Option<String>,
     /// Why containers cannot have a user namespace of their own here; `None`: they can.
     pub(crate) no_user_namespaces: Option<String>,
+    /// Why those that do cannot have the host's network with it; `None`: they can.
+    pub(crate) no_user_namespaces_host_network: Option<String>,
 }
 
 /// Everything a spec is made of.
@@ -258,6 +260,7 @@ fn paths(inputs: &Inputs<'_>, asked: Option<&Vec<String>>, default: &[&str]) -> 
 impl Host {
     /// Looks around. `scratch` is a folder to be made and taken away again, on the filesystem of image layers.
     pub(crate) fn detect(unified: bool, systemd: bool, scratch: &Path) -> Self {
+        let no_user_namespaces = probe::no_user_namespaces(scratch);
         let on = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim().starts_with(['Y', '1']));
         Self {
             unified,
@@ -267,7 +270,8 @@ impl Host {
             capabilities: capabilities::of_this_process(),
             recursive_attributes: probe::recursive_attributes(),
             no_writable_cgroup: probe::no_writable_cgroup(unified),
-            no_user_namespaces: probe::no_user_namespaces(scratch),
+            no_user_namespaces_host_network: no_user_namespaces.clone().or_else(probe::no_host_sysfs),
+            no_user_namespaces,
         }
     }
 }

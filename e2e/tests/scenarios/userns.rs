@@ -5,7 +5,11 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1 as cri;
-use keelson_e2e::node::{Cri, Node, container, pod};
+use keelson_cri::v1;
+use keelson_e2e::{
+    newest::Newest,
+    node::{Cri, Node, container, pod},
+};
 
 use crate::scenario;
 
@@ -320,6 +324,87 @@ fn a_pod_with_a_user_namespace_outlives_the_daemon() {
         ensure!(cri.shell(&later, "stat -c %u /bin/busybox").await?.trim() == "0");
         let told = cri.pod_status(&id).await?.linux.and_then(|linux| linux.namespaces).and_then(|n| n.options);
         ensure!(told == Some(shared()), "{told:?}");
+        Ok(())
+    });
+}
+
+/// The network is the node's, and nothing of it is the pod's to change: not even its root with every capability.
+#[test]
+fn t15_a_pod_with_a_user_namespace_on_the_nodes_network() {
+    const NAME: &str = "t15_a_pod_with_a_user_namespace_on_the_nodes_network";
+    scenario(async |node, mut cri| {
+        let told = Newest::of(node)?.runtime.status(v1::StatusRequest { verbose: false }).await?.into_inner();
+        let offered = told.features.context("no features told")?.user_namespaces_host_network;
+        if !can(&mut cri, NAME).await? {
+            ensure!(!offered, "user namespaces on the node's network, and none otherwise?");
+            return Ok(());
+        }
+        ensure!(offered, "the node has user namespaces and a sysfs");
+        let on_host = || cri::NamespaceOption { network: cri::NamespaceMode::Node.into(), ..own() };
+        let set = |config: &mut cri::PodSandboxConfig, sysctl: &str| {
+            with(config, on_host());
+            config.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+            config.linux.get_or_insert_default().sysctls = [(sysctl.to_owned(), "1".to_owned())].into();
+        };
+        let mut refused = pod(node, "refused");
+        set(&mut refused, "net.ipv4.ip_forward");
+        let error = cri.run_pod(&refused).await.err().context("a kernel parameter of the node's network")?;
+        ensure!(error.code() == tonic::Code::InvalidArgument && error.message().contains("ip_forward"), "{error:?}");
+        let (id, config) = pod_with_users(&mut cri, node, |config| set(config, "kernel.shm_rmid_forced")).await?;
+        let told = cri.pod_status(&id).await?.linux.and_then(|linux| linux.namespaces).and_then(|n| n.options);
+        ensure!(told == Some(on_host()), "{told:?}");
+        let mut all = inside(container("all", "busybox", "exec sleep 1000"), on_host());
+        let security = all.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.capabilities = Some(cri::Capability { add_capabilities: vec!["ALL".into()], ..Default::default() });
+        let mut privileged = inside(container("privileged", "busybox", "exec sleep 1000"), on_host());
+        privileged.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+        let plain = inside(container("plain", "busybox", "exec sleep 1000"), on_host());
+        // What the node's root may write at any time, with the value that it has.
+        const KNOB: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+        let knob = Path::new(KNOB).exists().then_some(KNOB).unwrap_or("/sys/kernel/uevent_seqnum");
+        for c in [plain, all, privileged] {
+            let c = cri.run(&id, c, &config).await?;
+            let sh = async |cri: &mut Cri, script: &str| cri.shell(&c, script).await.map(|text| text.trim().to_owned());
+            let init = verbose_pid(&mut cri, &c).await?;
+            for (kind, own) in
+                [("user", true), ("ipc", true), ("pid", true), ("mnt", true), ("net", false), ("uts", false)]
+            {
+                let path = |of: &str| fs::read_link(format!("/proc/{of}/ns/{kind}"));
+                ensure!((path(&init.to_string())? != path("self")?) == own, "the {kind} namespace");
+            }
+            let interfaces = sh(&mut cri, "ls /sys/class/net").await?;
+            ensure!(interfaces.split_whitespace().any(|name| name == "lo"), "{interfaces}");
+            ensure!(sh(&mut cri, "cat /proc/sys/kernel/shm_rmid_forced").await? == "1", "its IPC is its own");
+            // Nothing that the node has mounted below /sys, and what there is cannot be written.
+            let mounts = sh(&mut cri, "awk '$5 ~ \"^/sys\" { print $5 }' /proc/self/mountinfo").await?;
+            let foreign: Vec<&str> = mounts
+                .lines()
+                .filter(|path| {
+                    *path != "/sys" && !path.starts_with("/sys/fs/cgroup") && !path.starts_with("/sys/firmware")
+                })
+                .filter(|path| !path.starts_with("/sys/devices/virtual/powercap"))
+                .collect();
+            ensure!(foreign.is_empty(), "{mounts}");
+            for script in [
+                "touch /sys/class/net/lo/mtu; echo 1500 > /sys/class/net/lo/mtu".to_owned(),
+                format!(
+                    "mount -o remount,bind,rw /sys; v=$(cat {knob} | sed 's/.*\\[\\(.*\\)\\].*/\\1/'); echo $v > {knob}"
+                ),
+                "ip link add keelson-e2e type dummy".to_owned(),
+                "ip link set lo mtu 1234".to_owned(),
+                "echo 1 > /proc/sys/net/ipv4/ip_forward".to_owned(),
+                "hostname keelson-e2e".to_owned(),
+                "mount -t sysfs sysfs /mnt".to_owned(),
+            ] {
+                let done = cri.exec(&c, &["sh", "-c", &script], 10).await?;
+                ensure!(done.exit_code != 0, "{script}: {}", String::from_utf8_lossy(&done.stdout));
+            }
+        }
+        node.kill()?;
+        node.boot()?;
+        let mut cri = node.cri()?;
+        let later = cri.run(&id, inside(container("later", "busybox", "exec sleep 1000"), on_host()), &config).await?;
+        ensure!(cri.shell(&later, "stat -f -c %t /sys").await?.trim() == "62656572", "after a kill of the daemon");
         Ok(())
     });
 }

@@ -38,7 +38,7 @@ pub(super) async fn handle(cri: &Cri, call: Call<v1::StatusRequest>) -> Result<v
             .collect(),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: status.features.user_namespaces_host_network,
             mount_options: status.features.mount_options,
             cgroup_mount_mode: status.features.writable_cgroup,
         }),

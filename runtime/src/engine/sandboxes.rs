@@ -37,8 +37,13 @@ impl Engine {
             let reason = "this daemon has no network configured: use the host's network, or configure one";
             return Err(sandbox::check::invalid("namespace_options.network", reason));
         }
+        let host = &self.shared.host;
+        let missing = match spec.namespaces.network {
+            NetworkMode::Sandbox => &host.no_user_namespaces,
+            NetworkMode::Host => &host.no_user_namespaces_host_network,
+        };
         if spec.user_namespace.is_some()
-            && let Some(reason) = &self.shared.host.no_user_namespaces
+            && let Some(reason) = missing
         {
             return Err(SandboxError::Unsupported {
                 field: "namespace_options.userns_options".into(),

@@ -55,6 +55,8 @@ pub struct Features {
     pub writable_cgroup: bool,
     /// A user namespace of the sandbox's own.
     pub user_namespaces: bool,
+    /// The same, with the host's network.
+    pub user_namespaces_host_network: bool,
 }
 
 impl Engine {
@@ -72,6 +74,7 @@ impl Engine {
             mount_options: host.recursive_attributes,
             writable_cgroup: host.no_writable_cgroup.is_none(),
             user_namespaces: host.no_user_namespaces.is_none(),
+            user_namespaces_host_network: host.no_user_namespaces_host_network.is_none(),
         }
     }
 

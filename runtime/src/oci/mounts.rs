@@ -9,7 +9,10 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 use super::Inputs;
 use crate::{
     container::spec::{Access, CgroupMount, IdMapping, Propagation, Volume},
-    sandbox::spec::IpcMode,
+    sandbox::{
+        handler,
+        spec::{IpcMode, NetworkMode},
+    },
 };
 
 /// All mounts, in the order in which they are made: parents before children.
@@ -35,7 +38,7 @@ pub(crate) fn build(inputs: &Inputs<'_>, devices: &[(PathBuf, PathBuf)]) -> Vec<
         mount("/dev", "tmpfs", Path::new("tmpfs"), &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", Path::new("devpts"), terminals),
         mount("/dev/mqueue", "mqueue", Path::new("mqueue"), &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", Path::new("sysfs"), &["nosuid", "noexec", "nodev", kernel]),
+        sysfs(inputs, kernel),
         mount("/sys/fs/cgroup", "cgroup", Path::new("cgroup"), &["nosuid", "noexec", "nodev", "relatime", cgroup]),
         mount("/dev/shm", "bind", &shm, &["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"]),
         mount("/etc/hostname", "bind", &dir.hostname(), &["rbind", "rprivate", files]),
@@ -66,6 +69,19 @@ pub(crate) fn build(inputs: &Inputs<'_>, devices: &[(PathBuf, PathBuf)]) -> Vec<
     }
     mounts.extend(asked);
     mounts
+}
+
+/// A sysfs shows a network, and its owner alone may mount it: to a sandbox with a user namespace of its own and the host's network the
+/// host's is given, read-only whoever asks.
+fn sysfs(inputs: &Inputs<'_>, access: &str) -> Mount {
+    let bars = ["nosuid", "noexec", "nodev"];
+    if inputs.sandbox.user_namespace.is_none() || inputs.sandbox.namespaces.network == NetworkMode::Sandbox {
+        return mount("/sys", "sysfs", Path::new("sysfs"), &[&bars[..], &[access]].concat());
+    }
+    // Without what the host has mounted in it. Other runtimes open it where the kernel gives it away as a whole alone.
+    let own = handler::is_native(&inputs.sandbox.handler);
+    let options = if own { ["bind", "private", "ro"] } else { ["rbind", "rprivate", "rro"] };
+    mount("/sys", "bind", Path::new("/sys"), &[&options[..], &bars[..]].concat())
 }
 
 /// What the root's propagation must be for these volumes; none: private.

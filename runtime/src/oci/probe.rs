@@ -6,7 +6,10 @@ use std::{fs, os::fd::AsFd as _, path::Path};
 
 use keelson_shim::mountinfo;
 use keelson_sys::mount::{Attributes, set_attributes};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen, open_tree,
+};
 
 /// mount_setattr(2) on a tree.
 pub(crate) fn recursive_attributes() -> bool {
@@ -43,6 +46,24 @@ pub(crate) fn no_user_namespaces(scratch: &Path) -> Option<String> {
     Some(reason)
 }
 
+/// The host's sysfs without what is mounted in it, for a container that can mount none of its own.
+pub(crate) fn no_host_sysfs() -> Option<String> {
+    const SYSFS_MAGIC: u64 = 0x6265_6572;
+    let tried = || -> rustix::io::Result<bool> {
+        let tree = open_tree(CWD, "/sys", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        let attributes = Attributes { set: Attributes::RDONLY | Attributes::NOSUID, clear: 0 };
+        set_attributes(tree.as_fd(), attributes, None, false)?;
+        Ok(u64::try_from(rustix::fs::fstatfs(&tree)?.f_type) == Ok(SYSFS_MAGIC))
+    };
+    let reason = match tried() {
+        Ok(true) => return None,
+        Ok(false) => "/sys of the host is no sysfs".to_owned(),
+        Err(errno) => format!("clone the host's /sys: {errno}"),
+    };
+    tracing::info!(reason, "sandboxes with a user namespace of their own cannot have the host's network");
+    Some(reason)
+}
+
 /// From the text of mountinfo. The option is the hierarchy's: every mount of it shows it.
 fn delegation(table: &str) -> Option<String> {
     let unified = mountinfo::parse(table).find(|mount| mount.fstype == "cgroup2");
@@ -70,5 +91,6 @@ mod tests {
     #[test]
     fn privileged_a_kernel_of_this_decade_sets_attributes_of_trees() {
         assert!(recursive_attributes(), "as root on Linux 5.12 or newer");
+        assert_eq!(no_host_sysfs(), None);
     }
 }

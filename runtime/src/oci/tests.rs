@@ -68,6 +68,7 @@ impl Case {
                 recursive_attributes: true,
                 no_writable_cgroup: None,
                 no_user_namespaces: None,
+                no_user_namespaces_host_network: None,
             },
             images: Vec::new(),
             cdi: cdi::Edits::default(),

@@ -125,17 +125,17 @@ fn ports(mappings: &[PortMapping], network: NetworkMode) -> Result<(), SandboxEr
     Ok(())
 }
 
-/// A user namespace owns the sandbox's other namespaces, so they must be its own.
+/// A user namespace owns the sandbox's other namespaces, so they must be its own; but the network can be the host's, which its root
+/// then has no power over.
 fn users(spec: &SandboxSpec) -> Result<(), SandboxError> {
     const FIELD: &str = "namespace_options.userns_options";
     let Some(namespace) = &spec.user_namespace else { return Ok(()) };
     namespace.check().map_err(|reason| invalid(FIELD, reason))?;
     let shared = match spec.namespaces {
-        Namespaces { network: NetworkMode::Host, .. } => "network",
         Namespaces { pid: PidMode::Host, .. } => "PID",
         Namespaces { ipc: IpcMode::Host, .. } => "IPC",
         Namespaces {
-            network: NetworkMode::Sandbox,
+            network: NetworkMode::Sandbox | NetworkMode::Host,
             pid: PidMode::Container | PidMode::Sandbox,
             ipc: IpcMode::Sandbox,
         } => {
@@ -218,19 +218,25 @@ mod tests {
     }
 
     #[test]
-    fn a_user_namespace_owns_all_the_others() {
+    fn a_user_namespace_owns_all_the_others_but_the_network() {
         let range = vec![IdMapping { host_id: 65_536, container_id: 0, length: 65_536 }];
         let users = || Some(UserNamespace { uids: range.clone(), gids: range.clone() });
         let mut spec = good();
         spec.user_namespace = users();
         spec.namespaces.pid = PidMode::Sandbox;
         check(&spec).unwrap();
+        spec.namespaces.network = NetworkMode::Host;
+        check(&spec).unwrap();
+        spec.sysctls.insert("kernel.shm_rmid_forced".into(), "1".into());
+        check(&spec).unwrap();
+        spec.sysctls.insert("net.core.somaxconn".into(), "1".into());
+        assert!(check(&spec).is_err(), "the host's network is not a pod's to change");
         const FIELD: &str = "namespace_options.userns_options";
         assert_eq!(refused(|spec| spec.user_namespace = Some(UserNamespace::default())), FIELD);
         for namespaces in [
-            Namespaces { network: NetworkMode::Host, ..Default::default() },
             Namespaces { pid: PidMode::Host, ..Default::default() },
             Namespaces { ipc: IpcMode::Host, ..Default::default() },
+            Namespaces { network: NetworkMode::Host, ipc: IpcMode::Host, ..Default::default() },
         ] {
             assert_eq!(refused(|spec| (spec.user_namespace, spec.namespaces) = (users(), namespaces)), FIELD);
         }
