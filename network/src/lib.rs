@@ -17,6 +17,7 @@ mod firewall;
 pub mod forwarding;
 mod home;
 pub mod ipam;
+pub mod loan;
 #[allow(missing_docs, reason = "mirrors the kernel's names")]
 pub mod netlink;
 pub mod netns;
@@ -29,6 +30,7 @@ pub mod sysctl;
 pub use address::{IpNet, Ipv4Net, Ipv6Net, Mac};
 pub use attachment::{Attachment, INTERFACE};
 pub use config::{Config, Subnet};
+pub use loan::{Loan, LoanError};
 pub use netlink::link::Traffic;
 pub use netns::Netns;
 pub use port::{PortError, PortMapping, Protocol};

@@ -3,11 +3,13 @@
 //! Owns the words of a container: what is asked (`spec`), what is seen (`view`), what can go wrong (`error`).
 //! Must never know who asks: no word of any outer protocol.
 
+pub(crate) mod aftermath;
 pub(crate) mod check;
 pub(crate) mod create;
 pub mod error;
 pub(crate) mod foreign;
 pub(crate) mod images;
+pub(crate) mod rdt;
 pub(crate) mod release;
 pub(crate) mod signal;
 pub mod spec;

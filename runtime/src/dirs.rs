@@ -195,6 +195,12 @@ impl SandboxDir {
         self.0.join("hostname")
     }
 
+    /// Interfaces of the host that it has.
+    #[must_use]
+    pub(crate) fn interfaces(&self) -> PathBuf {
+        self.0.join("interfaces.json")
+    }
+
     /// Run directory of the process that holds a shared PID namespace.
     #[must_use]
     pub(crate) fn holder(&self) -> ContainerDir {
@@ -233,6 +239,12 @@ impl ContainerDir {
     #[must_use]
     pub(crate) fn exit(&self) -> PathBuf {
         self.0.join(ExitRecord::FILE)
+    }
+
+    /// What is left to do when it is gone.
+    #[must_use]
+    pub(crate) fn aftermath(&self) -> PathBuf {
+        self.0.join("aftermath.json")
     }
 
     /// An empty directory: root of the holder, and of what a hook of a container sees as its root.

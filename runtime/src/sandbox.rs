@@ -9,6 +9,7 @@ pub mod error;
 pub(crate) mod files;
 pub(crate) mod handler;
 pub(crate) mod holder;
+pub(crate) mod interfaces;
 pub(crate) mod namespaces;
 pub(crate) mod parent;
 pub(crate) mod release;

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use keelson_cri::v1;
 use keelson_e2e::{
     newest::{Newest, same},
-    node::{container, pod},
+    node::{Node, container, pod},
 };
 use tonic::Code;
 
-use crate::scenario_with;
+use crate::{scenario_with, userns};
 
 /// A vendor's folder pair, as configured.
 struct Vendor {
@@ -146,10 +146,19 @@ fn a_cdi_device_that_cannot_be_given_leaves_nothing_and_says_why() {
                 .map(str::to_owned);
         ensure!(error.code() == Code::InvalidArgument, "{error:?}");
         ensure!(names.iter().all(|name| error.message().contains(name)), "{error:?}");
+        let resctrl = fs::read_to_string("/proc/self/mountinfo")?.contains(" - resctrl ");
+        let no_rdt = if resctrl { Code::Internal } else { Code::FailedPrecondition };
         for (edits, name, code, words) in [
             (r#""env": ["A=1"]"#, "v.example/d=y", Code::InvalidArgument, "there are: x"),
             (r#""env": ["A=1"]"#, "../../etc", Code::InvalidArgument, "want vendor.com/class=device"),
-            (r#""netDevices": [{"hostInterfaceName": "lo"}]"#, "v.example/d=x", Code::FailedPrecondition, "netDevices"),
+            (r#""netDevices": [{"hostInterfaceName": "lo"}]"#, "v.example/d=x", Code::InvalidArgument, "no name of an"),
+            (
+                r#""netDevices": [{"hostInterfaceName": "keelson-none"}]"#,
+                "v.example/d=x",
+                Code::Internal,
+                "keelson-none",
+            ),
+            (r#""intelRdt": {"closID": "keelson-none"}"#, "v.example/d=x", no_rdt, "resctrl"),
             (
                 r#""hooks": [{"hookName": "createContainer", "path": "/bin/false"}]"#,
                 "v.example/d=x",
@@ -171,6 +180,184 @@ fn a_cdi_device_that_cannot_be_given_leaves_nothing_and_says_why() {
         ensure!(Path::new(&vendor.file("run/d.json", &device(r#""env": ["A=1"]"#))?).exists());
         let c = newest.run(&id, asking("c", &["v.example/d=x"])?).await?;
         ensure!(cri.shell(&c, "echo $A").await? == "1\n", "the same name, once the spec is mended");
+        Ok(())
+    });
+}
+
+/// A hook of the daemon's namespaces that adds what it was told to a file.
+fn hook(vendor: &Vendor, name: &str, script: &str) -> Result<(String, std::path::PathBuf)> {
+    let out = vendor.scratch.path().join(format!("{name}.out"));
+    let text = format!("#!/bin/sh\nread -r state\necho \"$state\" >> {}\n{script}\n", out.display());
+    let path = vendor.file(name, &text)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok((path, out))
+}
+
+/// What a hook was told, one JSON value for each time that it ran.
+fn told(out: &Path) -> Result<Vec<serde_json::Value>> {
+    let text = match fs::read_to_string(out) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        other => other?,
+    };
+    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+#[test]
+fn hooks_of_cdi_devices_run_after_the_start_and_at_the_removal() {
+    let vendor = Vendor::new();
+    scenario_with(&vendor.config(), async |node, mut cri| {
+        let (start, started) = hook(&vendor, "start", "exit 0")?;
+        let (stop, stopped) = hook(&vendor, "stop", "exit 7")?;
+        let (bad, refused) = hook(&vendor, "bad", "exit 3")?;
+        vendor.file(
+            "etc/d.json",
+            &format!(
+                r#"{{"cdiVersion": "1.1.0", "kind": "v.example/d", "devices": [
+                  {{"name": "x", "containerEdits": {{"hooks": [{{"hookName": "poststart", "path": "{start}"}}, {{"hookName": "poststop", "path": "{stop}"}}]}}}},
+                  {{"name": "bad", "containerEdits": {{"hooks": [{{"hookName": "poststart", "path": "{bad}"}}]}}}}]}}"#
+            ),
+        )?;
+        cri.pull("busybox:latest").await?;
+        let id = cri.run_pod(&pod(node, "pod")).await?;
+        let mut newest = Newest::of(node)?;
+        let c = newest.create(&id, asking("c", &["v.example/d=x"])?).await?;
+        ensure!(told(&started)?.is_empty(), "before the start");
+        newest.runtime.start_container(v1::StartContainerRequest { container_id: c.clone() }).await?;
+        let said = told(&started)?;
+        ensure!(said.len() == 1 && said[0]["id"] == *c && said[0]["status"] == "running", "{said:?}");
+        let pid = said[0]["pid"].as_i64().context("no pid")?;
+        ensure!(fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains(&*c), "{said:?}");
+        // A hook that fails ends what it should have completed.
+        let error = newest.run(&id, asking("bad", &["v.example/d=bad"])?).await.err().context("a failed hook")?;
+        ensure!(format!("{error:#}").contains("poststart"), "{error:#}");
+        ensure!(told(&refused)?.len() == 1);
+        // The daemon dies with a container that has yet to be removed: what its device asks for at the end is not forgotten.
+        node.kill()?;
+        node.boot()?;
+        let mut cri = node.cri()?;
+        cri.runtime.stop_container(k8s_cri::v1::StopContainerRequest { container_id: c.clone(), timeout: 0 }).await?;
+        let request = || k8s_cri::v1::RemoveContainerRequest { container_id: c.clone() };
+        cri.runtime.remove_container(request()).await?;
+        let said = told(&stopped)?;
+        ensure!(said.len() == 1 && said[0]["id"] == *c && said[0]["status"] == "stopped", "{said:?}");
+        cri.runtime.remove_container(request()).await?;
+        ensure!(told(&stopped)?.len() == 1, "run again");
+        ensure!(told(&started)?.len() == 1, "run again");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_interface_of_the_node_is_the_pods_while_it_lives() {
+    const HOST: &str = "kle2e0";
+    let vendor = Vendor::new();
+    scenario_with(&vendor.config(), async |node, mut cri| {
+        vendor.file(
+            "etc/n.json",
+            &format!(
+                r#"{{"cdiVersion": "1.1.0", "kind": "v.example/nic", "devices": [{{"name": "x", "containerEdits": {{
+                  "netDevices": [{{"hostInterfaceName": "{HOST}", "name": "net1"}}]}}}}]}}"#
+            ),
+        )?;
+        cri.pull("busybox:latest").await?;
+        let mut on_host = pod(node, "host");
+        let security = on_host.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.namespace_options = Some(k8s_cri::v1::NamespaceOption {
+            network: k8s_cri::v1::NamespaceMode::Node.into(),
+            pid: k8s_cri::v1::NamespaceMode::Container.into(),
+            ..Default::default()
+        });
+        let namespaces = security.namespace_options.clone();
+        let host_pod = cri.run_pod(&on_host).await?;
+        let mut admin = container("admin", "busybox", "exec sleep 1000");
+        let security = admin.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.namespace_options = namespaces;
+        security.capabilities =
+            Some(k8s_cri::v1::Capability { add_capabilities: vec!["NET_ADMIN".into()], ..Default::default() });
+        let admin = cri.run(&host_pod, admin, &on_host).await?;
+        // A scenario that was ended half-way may have left it.
+        let script = format!(
+            "ip link del {HOST} 2>/dev/null; (ip link add {HOST} type dummy || ip link add {HOST} type veth) && \
+             ip addr add 192.0.2.7/24 dev {HOST} && ip link set {HOST} up && echo made"
+        );
+        let made = cri.exec(&admin, &["sh", "-c", &script], 20).await?;
+        if made.exit_code != 0 {
+            println!(
+                "SKIP an_interface_of_the_node_is_the_pods_while_it_lives: no interface can be made here: {}",
+                String::from_utf8_lossy(&made.stderr)
+            );
+            return Ok(());
+        }
+        let outcome = lent(node, &admin).await;
+        let _ = node.cri()?.exec(&admin, &["ip", "link", "del", HOST], 20).await;
+        outcome
+    });
+
+    async fn lent(node: &mut Node, admin: &str) -> Result<()> {
+        let mut cri = node.cri()?;
+        let mut newest = Newest::of(node)?;
+        let show = async |c: &str, name: &str| -> Result<String> {
+            let shown = node.cri()?.exec(c, &["ip", "addr", "show", "dev", name], 10).await?;
+            Ok(String::from_utf8_lossy(&shown.stdout).into_owned())
+        };
+        ensure!(show(admin, HOST).await?.contains("192.0.2.7/24"), "on the node");
+        let id = cri.run_pod(&pod(node, "pod")).await?;
+        let c = newest.run(&id, asking("c", &["v.example/nic=x"])?).await?;
+        let inside = show(&c, "net1").await?;
+        ensure!(inside.contains("192.0.2.7/24") && inside.contains("UP"), "{inside}");
+        ensure!(show(&c, "eth0").await?.contains("inet "), "the pod's own");
+        ensure!(show(admin, HOST).await?.is_empty(), "it is not on the node");
+        // A successor in the same pod has it too, another pod has not.
+        newest.runtime.remove_container(v1::RemoveContainerRequest { container_id: c }).await?;
+        let again = newest.run(&id, asking("again", &["v.example/nic=x"])?).await?;
+        ensure!(show(&again, "net1").await?.contains("192.0.2.7/24"), "the second container of the pod");
+        let other = cri.run_pod(&pod(node, "other")).await?;
+        let error = newest.create(&other, asking("c", &["v.example/nic=x"])?).await.err().context("lent twice")?;
+        ensure!(error.message().contains(HOST) && error.message().contains("another pod"), "{error:?}");
+        node.kill()?;
+        node.boot()?;
+        let mut cri = node.cri()?;
+        cri.runtime.stop_pod_sandbox(k8s_cri::v1::StopPodSandboxRequest { pod_sandbox_id: id }).await?;
+        let mut admin_view = String::new();
+        for _ in 0..100 {
+            let shown = cri.exec(admin, &["ip", "addr", "show", "dev", HOST], 10).await?;
+            admin_view = String::from_utf8_lossy(&shown.stdout).into_owned();
+            if !admin_view.is_empty() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        ensure!(admin_view.contains("192.0.2.7/24") && admin_view.contains("UP"), "back on the node: {admin_view}");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_cdi_device_of_another_name_on_the_node_is_bound_in_a_user_namespace() {
+    const NAME: &str = "a_cdi_device_of_another_name_on_the_node_is_bound_in_a_user_namespace";
+    let vendor = Vendor::new();
+    scenario_with(&vendor.config(), async |node, mut cri| {
+        if !userns::can(&mut cri, NAME).await? {
+            return Ok(());
+        }
+        vendor.file(
+            "etc/d.json",
+            r#"{"cdiVersion": "1.1.0", "kind": "v.example/d", "devices": [{"name": "x", "containerEdits": {"deviceNodes": [
+              {"path": "/dev/gpu/zero", "hostPath": "/dev/zero", "permissions": "rw"}, {"path": "/dev/full", "hostPath": "/dev/full"}]}}]}"#,
+        )?;
+        cri.pull("busybox:latest").await?;
+        let mut config = pod(node, "users");
+        userns::with(&mut config, userns::own());
+        let id = cri.run_pod(&config).await?;
+        let mut newest = Newest::of(node)?;
+        let c: v1::ContainerConfig =
+            same(&userns::inside(container("c", "busybox:latest", "sleep 1000"), userns::own()))?;
+        let devices = vec![v1::CdiDevice { name: "v.example/d=x".to_owned() }];
+        let c = newest.run(&id, v1::ContainerConfig { cdi_devices: devices, ..c }).await?;
+        let said =
+            cri.shell(&c, "stat -c %t:%T /dev/gpu/zero /dev/full; head -c 3 /dev/gpu/zero | od -An -tx1").await?;
+        ensure!(said == "1:5\n1:7\n 00 00 00\n", "{said}");
+        ensure!(fs::metadata("/dev/zero")?.permissions().mode() & 0o777 == 0o666, "the node's own is as it was");
         Ok(())
     });
 }

@@ -28,21 +28,21 @@ fn options(mode: cri::NamespaceMode, mapping: &[(u32, u32, u32)]) -> cri::Namesp
     }
 }
 
-fn own() -> cri::NamespaceOption {
+pub(crate) fn own() -> cri::NamespaceOption {
     options(cri::NamespaceMode::Pod, &[(0, HOST, LENGTH)])
 }
 
-fn with(config: &mut cri::PodSandboxConfig, options: cri::NamespaceOption) {
+pub(crate) fn with(config: &mut cri::PodSandboxConfig, options: cri::NamespaceOption) {
     config.linux.get_or_insert_default().security_context.get_or_insert_default().namespace_options = Some(options);
 }
 
-fn inside(mut config: cri::ContainerConfig, options: cri::NamespaceOption) -> cri::ContainerConfig {
+pub(crate) fn inside(mut config: cri::ContainerConfig, options: cri::NamespaceOption) -> cri::ContainerConfig {
     config.linux.get_or_insert_default().security_context.get_or_insert_default().namespace_options = Some(options);
     config
 }
 
 /// Whether the node says it can; prints why the rest of a scenario is skipped.
-async fn can(cri: &mut Cri, name: &str) -> Result<bool> {
+pub(crate) async fn can(cri: &mut Cri, name: &str) -> Result<bool> {
     let status = cri.runtime.status(cri::StatusRequest { verbose: true }).await?.into_inner();
     let handlers: Vec<_> =
         status.runtime_handlers.iter().map(|h| h.features.unwrap_or_default().user_namespaces).collect();

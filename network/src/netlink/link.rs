@@ -204,6 +204,16 @@ pub fn set_up(batch: &mut Batch, name: &str, index: u32) {
     });
 }
 
+/// Moves an interface into another network namespace, where it has this name and is down. When the name is taken there, it may have
+/// been moved all the same, under its old name.
+pub fn hand_over(batch: &mut Batch, index: u32, netns: BorrowedFd<'_>, name: &str) {
+    let what = ("move interface", format!("{index} as {name}"));
+    batch.push(what, (RTM_NEWLINK, 0), &header(index, 0, 0), |message| {
+        message.u32(IFLA_NET_NS_FD, netns.as_raw_fd().cast_unsigned());
+        message.text(IFLA_IFNAME, name);
+    });
+}
+
 /// Deletes an interface by name.
 pub fn delete(batch: &mut Batch, name: &str) {
     let what = ("delete interface", name.to_owned());

@@ -3,22 +3,31 @@
 //! Owns nothing: the intent is recorded before the first effect, and every effect is found again by the container's id.
 //! Must never leave anything of a container that failed: `release` undoes all that a name can find.
 
-use std::{future::Future, os::fd::OwnedFd, path::Path, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
 
 use keelson_api::shim;
 use keelson_imageservice::{Image, Snapshot, SnapshotKey};
 
 use super::{
-    ContainerError, foreign, images, release,
+    ContainerError,
+    aftermath::Aftermath,
+    foreign, images, rdt, release,
     spec::{Stdin, Volume},
     view::User,
 };
 use crate::{
     checkpoint::{images::Bounds, read, restore},
+    dirs::{ContainerDir, SandboxDir},
     engine::shared::{Shared, blocking},
     observe::Stage,
     oci::{self, volumes},
-    sandbox::{files, handler},
+    sandbox::{files, handler, interfaces, spec::NetworkMode},
     shim_client::{ShimClient, spawn},
     store::{
         record::{ContainerRecord, SandboxRecord},
@@ -183,8 +192,13 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     if let Some(parent) = record.log_path.parent().filter(|_| !record.log_path.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(failed(id, "make log directory"))?;
     }
+    let resctrl = extras(order, &cdi, &built.spec, (&sandbox_dir, &dir))?;
     let spawned =
         Stage::ShimSpawn.run(id, || shared.shims.spawn(id.as_str(), &dir)).map_err(failed(id, "start shim"))?;
+    if let (Some(root), Some(rdt)) = (resctrl, &cdi.rdt) {
+        // The shim, so that the init and every exec are born in the group.
+        rdt::join(&root, rdt, id.as_str(), spawned.pid).map_err(failed(id, "give it its share of the cache"))?;
+    }
     let checkpoint = spec.checkpoint.clone().map(|folder| (folder, restore::bounds(&built.spec, &program)));
     let launch = shim::Launch {
         spec: json,
@@ -216,6 +230,54 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         volumes: resolved,
         user: identity.user,
     })
+}
+
+/// What devices ask for beyond the spec: interfaces are lent, and what is to be undone with the container is written down before it
+/// is done. Returns where resctrl is, when it is needed.
+fn extras(
+    order: &Order,
+    cdi: &oci::cdi::Edits,
+    spec: &oci_spec::runtime::Spec,
+    (sandbox_dir, dir): (&SandboxDir, &ContainerDir),
+) -> Result<Option<PathBuf>, ContainerError> {
+    let (id, sandbox) = (&order.record.id, &order.sandbox.spec);
+    let native = handler::is_native(&sandbox.handler);
+    let unsupported = |reason: String| ContainerError::Unsupported { field: "cdi_devices".into(), reason };
+    if !native && (!cdi.interfaces.is_empty() || cdi.rdt.is_some()) {
+        let reason =
+            format!("netDevices and intelRdt are done by the handler `native` alone, not by `{}`", sandbox.handler);
+        return Err(unsupported(reason));
+    }
+    if !cdi.interfaces.is_empty() && sandbox.namespaces.network == NetworkMode::Host {
+        return Err(unsupported("netDevices: the pod has the host's network, where they are".into()));
+    }
+    let resctrl = match &cdi.rdt {
+        None => None,
+        Some(_) => {
+            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            Some(rdt::root(&table).ok_or_else(|| unsupported(format!("intelRdt: {}", rdt::RdtError::NotMounted)))?)
+        }
+    };
+    // Another runtime runs its hooks itself.
+    let poststop = spec.hooks().as_ref().filter(|_| native).and_then(|hooks| hooks.poststop().as_ref());
+    let folders = |rdt| resctrl.as_ref().map(|root| rdt::folders(root, rdt, id.as_str()));
+    let aftermath = Aftermath {
+        poststop: poststop.map(|hooks| hooks.iter().map(own_hook).collect()).unwrap_or_default(),
+        resctrl: cdi.rdt.as_ref().and_then(folders).unwrap_or_default(),
+    };
+    aftermath.record(dir).map_err(failed(id, "write down what is to be done at its end"))?;
+    interfaces::lend(sandbox_dir, &cdi.interfaces).map_err(failed(id, "lend interfaces of the host"))?;
+    Ok(resctrl)
+}
+
+/// In the launcher's words.
+fn own_hook(hook: &oci_spec::runtime::Hook) -> keelson_shim::spec::Hook {
+    keelson_shim::spec::Hook {
+        path: hook.path().to_string_lossy().into_owned(),
+        args: hook.args().clone().unwrap_or_default(),
+        env: hook.env().clone().unwrap_or_default(),
+        timeout: hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()),
+    }
 }
 
 /// The filter's program, the spec's text, and who makes a container of them when it is not our own launcher.

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use keelson_imageservice::SnapshotKey;
 use keelson_shim::cgroup::{Handle, Location};
 
-use super::{ContainerError, foreign};
+use super::{ContainerError, aftermath, foreign};
 use crate::{
     engine::shared::Shared,
     sandbox::{parent, release::remove_tree},
@@ -21,6 +21,8 @@ const EMPTY: Duration = Duration::from_secs(10);
 pub(crate) fn everything(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
     leftovers(shared, record)?;
     let failed = |stage| failed(record, stage);
+    aftermath::settle(&shared.state.container(&record.id), record.id.as_str())
+        .map_err(|error| failed("run what its devices ask for at its end")(Arc::new(error)))?;
     if let Some(folder) = &record.spec.checkpoint {
         shared.checkpoint(folder).remove().map_err(|error| failed("remove checkpoint")(Arc::new(error)))?;
     }

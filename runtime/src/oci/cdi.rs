@@ -10,6 +10,7 @@ mod spec;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use self::spec::IntelRdt;
 use self::{
     folder::Found,
     name::DeviceName,
@@ -26,6 +27,8 @@ const EDITS_MAX: usize = 16_384;
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Node {
     path: String,
+    /// The node of the host that it stands for.
+    host: PathBuf,
     /// `b`, `c`, `u` or `p`.
     kind: char,
     major: i64,
@@ -44,6 +47,10 @@ pub(crate) struct Edits {
     mounts: Vec<Mount>,
     hooks: Vec<Hook>,
     gids: Vec<u32>,
+    /// Interfaces of the host and what they are called in the pod.
+    pub(crate) interfaces: Vec<(String, String)>,
+    /// A share of cache and memory bandwidth.
+    pub(crate) rdt: Option<IntelRdt>,
 }
 
 /// Refuses what is no name of a device.
@@ -115,19 +122,23 @@ fn words(name: &DeviceName, why: folder::Missing, found: &Found, folders: &[Path
 
 impl Edits {
     fn add(&mut self, edits: &ContainerEdits, name: &DeviceName) -> Result<(), ContainerError> {
-        let unsupported = |what: &str| {
-            let reason = format!("`{name}` asks for {what}, which this keelson cannot give");
-            Err(ContainerError::Unsupported { field: FIELD.to_owned(), reason })
-        };
-        if !edits.net_devices.is_empty() {
-            return unsupported("network devices (netDevices)");
+        for device in &edits.net_devices {
+            let pod = if device.name.is_empty() { &device.host_interface_name } else { &device.name };
+            let new = (device.host_interface_name.clone(), pod.clone());
+            if self.interfaces.contains(&new) {
+                continue;
+            }
+            if self.interfaces.iter().any(|(host, pod)| *host == new.0 || *pod == new.1) {
+                let reason = format!("`{name}`: interface `{}` as `{}` conflicts with another device's", new.0, new.1);
+                return Err(refused(reason));
+            }
+            self.interfaces.push(new);
         }
-        if edits.intel_rdt.is_some() {
-            return unsupported("resource director technology (intelRdt)");
-        }
-        if let Some(hook) = edits.hooks.iter().find(|hook| matches!(hook.hook_name.as_str(), "poststart" | "poststop"))
-        {
-            return unsupported(&format!("a {} hook ({})", hook.hook_name, hook.path));
+        if let Some(rdt) = &edits.intel_rdt {
+            if self.rdt.as_ref().is_some_and(|other| other != rdt) {
+                return Err(refused(format!("`{name}`: intelRdt differs from that of another device")));
+            }
+            self.rdt = Some(rdt.clone());
         }
         for node in &edits.device_nodes {
             self.nodes
@@ -137,7 +148,12 @@ impl Edits {
         self.mounts.extend_from_slice(&edits.mounts);
         self.hooks.extend_from_slice(&edits.hooks);
         self.gids.extend(edits.additional_gids.iter().filter(|gid| **gid != 0));
-        let count = self.env.len() + self.nodes.len() + self.mounts.len() + self.hooks.len() + self.gids.len();
+        let count = self.env.len()
+            + self.nodes.len()
+            + self.mounts.len()
+            + self.hooks.len()
+            + self.gids.len()
+            + self.interfaces.len();
         if count > EDITS_MAX {
             return Err(refused(format!("`{name}`: more than {EDITS_MAX} changes to one container")));
         }

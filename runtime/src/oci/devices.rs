@@ -75,9 +75,11 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Devices, ContainerError> {
         rules.extend(inputs.cdi.rules());
     }
     if inputs.sandbox.user_namespace.is_some() {
-        let bound = found.into_iter().map(|Found { host, node }| (host, node.path().clone())).collect();
-        // The launcher binds these from where they have the same name and the same numbers on the host.
-        return Ok(Devices { nodes: of_cdi, bound, rules });
+        let mut bound: Vec<_> = found.into_iter().map(|Found { host, node }| (host, node.path().clone())).collect();
+        bound.extend(inputs.cdi.elsewhere());
+        // The launcher binds the rest from where they have the same name and the same numbers on the host.
+        let nodes = of_cdi.into_iter().filter(|node| !bound.iter().any(|(_, path)| path == node.path())).collect();
+        return Ok(Devices { nodes, bound, rules });
     }
     let nodes = found.into_iter().map(|found| found.node).chain(of_cdi).collect();
     Ok(Devices { nodes, bound: Vec::new(), rules })

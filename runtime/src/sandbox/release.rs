@@ -7,7 +7,7 @@ use std::{fmt, fs, io, path::Path};
 use keelson_sys::namespace::unpin;
 use rustix::{io::Errno, mount::UnmountFlags};
 
-use super::parent;
+use super::{interfaces, parent};
 use crate::{dirs::SandboxDir, engine::shared::Shared, store::record::SandboxRecord};
 
 /// Every step that failed.
@@ -48,6 +48,11 @@ impl Steps {
 pub(crate) fn kernel(shared: &Shared, record: &SandboxRecord) -> Result<(), Failures> {
     let dir = shared.state.sandbox(&record.id);
     let mut steps = Steps::default();
+    steps.run("give interfaces back to the host", interfaces::give_back(&dir));
+    if !steps.0.is_empty() {
+        // The namespace would take them with it.
+        return steps.end();
+    }
     if let Some(network) = &shared.network {
         steps.run("detach from network", network.detach_soon(&record.id));
     }
@@ -69,6 +74,7 @@ pub(crate) fn everything(shared: &Shared, record: &SandboxRecord) -> Result<(), 
 /// A directory of a sandbox that no record speaks of.
 pub(crate) fn unknown(dir: &SandboxDir) -> Result<(), Failures> {
     let mut steps = Steps::default();
+    steps.run("give interfaces back to the host", interfaces::give_back(dir));
     let_go(dir, &mut steps);
     steps.run("remove run directory", remove_tree(dir.path()));
     steps.end()

@@ -35,6 +35,8 @@ pub(crate) struct Shims {
 pub(crate) struct Spawned {
     /// Our end of its first connection.
     pub(crate) stream: UnixStream,
+    /// Its process id.
+    pub(crate) pid: i32,
     /// To reap it by.
     pub(crate) pidfd: OwnedFd,
 }
@@ -62,7 +64,7 @@ impl Shims {
             cwd: cwd.as_fd(),
             stdio: [theirs.as_fd(), self.null.as_fd(), log.as_fd()],
         })?;
-        Ok(Spawned { stream: ours, pidfd: spawned.pidfd })
+        Ok(Spawned { stream: ours, pid: spawned.pid, pidfd: spawned.pidfd })
     }
 }
 

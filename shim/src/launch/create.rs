@@ -15,7 +15,7 @@ use super::place::{self, Cgroup};
 use super::plan::{self, Errand, Plan, Subject};
 use super::{ChildStdio, CreateRequest, Gate, LaunchError, Namespaces, idmap, lsm};
 use crate::cgroup;
-use crate::spec::{Linux, NamespaceKind, Process};
+use crate::spec::{Hooks, Linux, NamespaceKind, Process};
 
 /// A container whose init waits just before exec. With [`Gate::Creator`], dropping it before [`Created::start`] ends the init.
 pub struct Created {
@@ -32,7 +32,7 @@ struct PendingStart {
     /// What is left to do, for the words of a failure, and the index of its first.
     ops: Vec<Op>,
     first: u32,
-    hooks: Option<(Vec<crate::spec::Hook>, ContainerState)>,
+    hooks: Option<(Hooks, ContainerState)>,
 }
 
 /// Makes the container; its init waits just before exec.
@@ -132,8 +132,9 @@ impl Launched<'_> {
                     end(&child);
                     return Err(error);
                 }
-                let hooks = self.subject.request.spec.hooks.as_ref().filter(|hooks| !hooks.start_container.is_empty());
-                let hooks = hooks.map(|hooks| (hooks.start_container.clone(), self.state("created", child.pid)));
+                let late = |hooks: &&Hooks| !hooks.start_container.is_empty() || !hooks.poststart.is_empty();
+                let hooks = self.subject.request.spec.hooks.as_ref().filter(late);
+                let hooks = hooks.map(|hooks| (hooks.clone(), self.state("created", child.pid)));
                 let first = u32::try_from(self.plan.after_gate).unwrap_or(u32::MAX);
                 let ops = self.plan.ops.split_off(self.plan.after_gate);
                 let start = self.plan.ours.then_some(PendingStart { channel, ops, first, hooks });
@@ -240,22 +241,33 @@ impl Created {
 
     /// Lets the init exec; returns when execve succeeded, or with the step that failed (the init is gone then, to be reaped).
     pub fn start(&mut self) -> Result<(), LaunchError> {
-        let Some(start) = self.start.take() else {
+        let Some(mut start) = self.start.take() else {
             return Err(LaunchError::invalid("start", "", "already started, or left to another process"));
         };
         if let Some((wanted, state)) = &start.hooks {
-            hooks::run_hooks_inside(Point::StartContainer, wanted, state, &self.pidfd)?;
+            hooks::run_hooks_inside(Point::StartContainer, &wanted.start_container, state, &self.pidfd)?;
         }
         let failed = |errno| LaunchError::system("start", "", errno);
         start.channel.go_on().map_err(failed)?;
         match start.channel.receive().map_err(failed)? {
-            Message::End => Ok(()),
+            Message::End => self.after_start(start.hooks.take()),
             Message::Failed(report, _) => {
                 let report = child::Report { op: report.op.saturating_sub(start.first), ..report };
                 Err(LaunchError::reported(&start.ops, report))
             }
             Message::Sync | Message::Ready | Message::Terminal(_) => Err(failed(Errno::PROTO)),
         }
+    }
+}
+
+impl Created {
+    /// The hooks that see the user's program run. One that fails ends the container, as the specification has it.
+    fn after_start(&self, hooks: Option<(Hooks, ContainerState)>) -> Result<(), LaunchError> {
+        let Some((wanted, state)) = hooks.filter(|(wanted, _)| !wanted.poststart.is_empty()) else { return Ok(()) };
+        let state = ContainerState { status: "running".to_owned(), ..state };
+        hooks::run_hooks(Point::Poststart, &wanted.poststart, &state).inspect_err(|_| {
+            let _ = keelson_sys::pidfd::send_signal(&self.pidfd, libc::SIGKILL);
+        })
     }
 }
 

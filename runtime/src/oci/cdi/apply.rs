@@ -13,13 +13,18 @@ use oci_spec::runtime::{Hook, Hooks, LinuxDevice, LinuxDeviceCgroup, LinuxDevice
 use super::{Edits, Node, spec::DeviceNode};
 use crate::oci::mounts;
 
+/// The time of a hook that names none, seconds.
+const HOOK_SECONDS: i64 = 60;
+
 /// An environment entry, as name and value.
 type Variable<'a> = (&'a str, &'a str);
 
 /// With type and numbers, from the spec or from the host.
 pub(super) fn node(node: &DeviceNode) -> Result<Node, String> {
+    let host = if node.host_path.is_empty() { &node.path } else { &node.host_path };
     let made = |kind: char, (major, minor): (i64, i64)| Node {
         path: node.path.clone(),
+        host: PathBuf::from(host),
         kind,
         major,
         minor,
@@ -32,7 +37,6 @@ pub(super) fn node(node: &DeviceNode) -> Result<Node, String> {
     if let Some(kind) = asked.filter(|kind| *kind == 'p' || node.major != 0) {
         return Ok(made(kind, (node.major, node.minor)));
     }
-    let host = if node.host_path.is_empty() { &node.path } else { &node.host_path };
     let found = fs::metadata(host).map_err(|error| format!("`{host}` cannot be read on the host: {error}"))?;
     let kind = if found.file_type().is_char_device() {
         'c'
@@ -80,6 +84,12 @@ impl Edits {
             device
         };
         self.nodes.iter().map(made).collect()
+    }
+
+    /// Nodes that are found elsewhere on the host, as `(host, container)` paths.
+    pub(crate) fn elsewhere(&self) -> Vec<(PathBuf, PathBuf)> {
+        let moved = self.nodes.iter().map(|node| (node.host.clone(), PathBuf::from(&node.path)));
+        moved.filter(|(host, path)| host != path).collect()
     }
 
     /// Rules that let the container use them.
@@ -143,6 +153,7 @@ fn hook(hook: &super::Hook) -> Hook {
     made.set_path(PathBuf::from(&hook.path))
         .set_args(some(&hook.args))
         .set_env(some(&hook.env))
-        .set_timeout(hook.timeout);
+        // Whoever waits for a hook waits for a container.
+        .set_timeout(hook.timeout.or(Some(HOOK_SECONDS)));
     made
 }

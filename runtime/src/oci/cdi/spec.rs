@@ -69,14 +69,14 @@ pub(super) struct DeviceNode {
     pub(super) gid: Option<u32>,
 }
 
-/// Known, so that the refusal can name it.
-#[derive(Debug, Deserialize)]
+/// An interface of the host for the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[expect(dead_code, reason = "read to be refused by name")]
-pub(super) struct NetDevice {
-    pub(super) host_interface_name: String,
+pub(crate) struct NetDevice {
+    pub(crate) host_interface_name: String,
+    /// In the pod; empty: the same.
     #[serde(default)]
-    pub(super) name: String,
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -104,22 +104,48 @@ pub(super) struct Hook {
     pub(super) timeout: Option<i64>,
 }
 
-/// Known, so that the refusal can name it.
-#[derive(Debug, Default, Deserialize)]
+/// A share of cache and memory bandwidth.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-#[allow(dead_code, reason = "read to be refused by name")]
-pub(super) struct IntelRdt {
+pub(crate) struct IntelRdt {
+    /// Folder of resctrl; empty: one of the container's own.
     #[serde(rename = "closID")]
-    pub(super) clos_id: String,
+    pub(crate) clos_id: String,
     #[serde(rename = "l3CacheSchema")]
-    pub(super) l3_cache_schema: String,
-    pub(super) mem_bw_schema: String,
-    pub(super) schemata: Option<Vec<String>>,
-    pub(super) enable_monitoring: bool,
+    pub(crate) l3_cache_schema: String,
+    pub(crate) mem_bw_schema: String,
+    pub(crate) schemata: Option<Vec<String>>,
+    pub(crate) enable_monitoring: bool,
     #[serde(rename = "enableCMT")]
-    pub(super) enable_cmt: bool,
+    pub(crate) enable_cmt: bool,
     #[serde(rename = "enableMBM")]
-    pub(super) enable_mbm: bool,
+    pub(crate) enable_mbm: bool,
+}
+
+impl IntelRdt {
+    /// Lines for the folder's `schemata`; none: it is to be there as it is wanted.
+    pub(crate) fn lines(&self) -> Vec<&str> {
+        let old = [&self.l3_cache_schema, &self.mem_bw_schema].into_iter();
+        let all = old.chain(self.schemata.iter().flatten());
+        all.flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty()).collect()
+    }
+
+    /// Whether what it uses is to be counted apart.
+    pub(crate) fn monitors(&self) -> bool {
+        self.enable_monitoring || self.enable_cmt || self.enable_mbm
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let name = &self.clos_id;
+        let own = ["info", "mon_groups", "mon_data"].contains(&name.as_str());
+        if name.contains(['/', '\0', '\n']) || name.starts_with('.') || name.len() > 255 || own {
+            return Err(format!("intelRdt.closID `{}` is no name of a resctrl group", cut(name)));
+        }
+        if self.lines().iter().any(|line| !line.contains(':') || line.chars().any(char::is_control)) {
+            return Err("intelRdt: a line of a schema is not `RESOURCE:..`".to_owned());
+        }
+        Ok(())
+    }
 }
 
 impl Spec {
@@ -204,6 +230,15 @@ impl ContainerEdits {
                 return Err(format!("device node {}: permissions are letters of `rwm`", node.path));
             }
         }
+        for device in &self.net_devices {
+            interface("netDevices.hostInterfaceName", &device.host_interface_name)?;
+            if !device.name.is_empty() {
+                interface("netDevices.name", &device.name)?;
+            }
+        }
+        if let Some(rdt) = &self.intel_rdt {
+            rdt.check()?;
+        }
         for mount in &self.mounts {
             absolute("mounts.hostPath", &mount.host_path)?;
             absolute("mounts.containerPath", &mount.container_path)?;
@@ -228,6 +263,15 @@ impl ContainerEdits {
         }
         Ok(())
     }
+}
+
+/// What the kernel takes for a name and does not read as a pattern.
+fn interface(what: &str, name: &str) -> Result<(), String> {
+    let bad = name.is_empty()
+        || name.len() > 15
+        || matches!(name, "." | ".." | "lo")
+        || name.chars().any(|c| c.is_whitespace() || c.is_control() || "/:%".contains(c));
+    if bad { Err(format!("{what} `{}` is no name of an interface", cut(name))) } else { Ok(()) }
 }
 
 fn variable(entry: &str) -> bool {

@@ -108,11 +108,33 @@ fn what_cannot_be_resolved_says_where_was_looked_and_what_is_there() {
 }
 
 #[test]
+fn interfaces_shares_of_cache_and_late_hooks_are_read() {
+    let edits = r#""netDevices": [{"hostInterfaceName": "ens1f0v3", "name": "net1"}, {"hostInterfaceName": "ib0"}],
+        "intelRdt": {"closID": "gold", "l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=50\n", "schemata": ["L2:0=3"], "enableMonitoring": true},
+        "hooks": [{"hookName": "poststart", "path": "/x"}, {"hookName": "poststop", "path": "/y", "timeout": 3}]"#;
+    let spec = format!(
+        r#"{{"cdiVersion": "1.1.0", "kind": "v.com/d", "devices": [{{"name": "x", "containerEdits": {{{edits}}}}}]}}"#
+    );
+    let edits = node(&[("etc/v.json", &spec)]).resolve(&["v.com/d=x"]).unwrap();
+    let names = |host: &str, pod: &str| (host.to_owned(), pod.to_owned());
+    assert_eq!(edits.interfaces, [names("ens1f0v3", "net1"), names("ib0", "ib0")]);
+    let rdt = edits.rdt.as_ref().unwrap();
+    assert_eq!(
+        (rdt.clos_id.as_str(), rdt.lines(), rdt.monitors()),
+        ("gold", vec!["L3:0=f", "MB:0=50", "L2:0=3"], true)
+    );
+    let hooks = edits.hooks().unwrap();
+    assert_eq!(hooks.poststart().as_ref().unwrap()[0].timeout(), Some(60), "a hook without a time gets one");
+    assert_eq!(hooks.poststop().as_ref().unwrap()[0].timeout(), Some(3));
+}
+
+#[test]
 fn what_cannot_be_given_is_refused_by_name() {
     for (edit, words) in [
-        (r#""netDevices": [{"hostInterfaceName": "eth1", "name": "net1"}]"#, "netDevices"),
-        (r#""intelRdt": {"closID": "x"}"#, "intelRdt"),
-        (r#""hooks": [{"hookName": "poststop", "path": "/x"}]"#, "poststop"),
+        (
+            r#""netDevices": [{"hostInterfaceName": "a", "name": "n"}, {"hostInterfaceName": "b", "name": "n"}]"#,
+            "conflicts",
+        ),
         (r#""deviceNodes": [{"path": "/dev/no-such-device"}]"#, "/dev/no-such-device"),
         (r#""deviceNodes": [{"path": "/dev/x", "hostPath": "/etc/passwd"}]"#, "not a device"),
         (r#""deviceNodes": [{"path": "/dev/null", "type": "b"}]"#, "is of type c"),
@@ -156,6 +178,11 @@ fn a_spec_that_is_not_right_in_full_is_not_used() {
         ("1.1.0", "v.com/d", r#""hooks": [{"hookName": "prestart", "path": "x"}]"#, "hooks.path"),
         ("1.1.0", "v.com/d", r#""hooks": [{"hookName": "prestart", "path": "/x", "timeout": 0}]"#, "timeout"),
         ("1.1.0", "v.com/d", r#""deviceNodes": [{"path": "/dev/x", "permissions": "rwx"}]"#, "rwm"),
+        ("1.1.0", "v.com/d", r#""netDevices": [{"hostInterfaceName": "eth%d"}]"#, "no name of an interface"),
+        ("1.1.0", "v.com/d", r#""netDevices": [{"hostInterfaceName": "eth0", "name": "../x"}]"#, "netDevices.name"),
+        ("1.1.0", "v.com/d", r#""netDevices": [{"hostInterfaceName": "lo"}]"#, "no name of an interface"),
+        ("1.1.0", "v.com/d", r#""intelRdt": {"closID": "../../etc"}"#, "intelRdt.closID"),
+        ("1.1.0", "v.com/d", r#""intelRdt": {"schemata": ["x"]}"#, "RESOURCE"),
         ("1.1.0", "v.com/d", &many, "more than 16384 changes"),
     ] {
         let text = node(&[("etc/v.json", &with(version, kind, edit))]).refusal("v.com/d=x");
