@@ -14,7 +14,6 @@ mod stage;
 pub(crate) mod trace;
 
 pub(crate) use counters::{Counters, counters};
-#[allow(unused_imports, reason = "for rooms that keep one in a struct")]
 pub(crate) use number::Held;
 pub(crate) use server::Endpoint;
 pub use server::EndpointError;

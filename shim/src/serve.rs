@@ -10,6 +10,7 @@ mod console;
 mod container;
 mod criu;
 mod drain;
+mod due;
 mod ending;
 mod exec;
 mod handler;
@@ -37,9 +38,9 @@ use rustix::process::WaitOptions;
 use self::attach::Attach;
 use self::connection::{Closed, Connection};
 use self::container::Container;
-use self::exec::{Due, Exec};
+use self::exec::Exec;
 use self::output::{Flow, Scratch};
-use self::phase::{End, Phase};
+use self::phase::Phase;
 use self::poller::{Interest, Poller, Token};
 use self::unheard::Unheard;
 
@@ -267,124 +268,6 @@ impl Supervisor {
             }
             false
         });
-    }
-
-    /// The next moment at which the clock alone asks for something.
-    fn deadline(&self) -> Option<Instant> {
-        let phase = match &self.phase {
-            Phase::Stopping { end: End::Grace { kill_at: at, .. } | End::Killed { again_at: at }, .. } => Some(*at),
-            Phase::Ending { drain, .. } => Some(drain.deadline()),
-            Phase::Empty | Phase::Created { .. } | Phase::Running { .. } | Phase::Ended { .. } => None,
-        };
-        let lingering = (!self.lingering.is_empty()).then_some(self.sweep_at);
-        let execs = self.execs.iter().filter_map(Exec::deadline);
-        let unheard = self.unheard.as_ref().map(|unheard| unheard.look_at);
-        let criu = self.criu_deadline();
-        let rest = lingering.into_iter().chain(unheard).chain(criu).chain(self.tidy_at);
-        execs.chain(phase).chain(self.scratch.deadline()).chain(rest).min()
-    }
-
-    /// Does what the clock and the last events ask for.
-    fn expire(&mut self, now: Instant) {
-        self.settle_execs(now);
-        self.expire_criu(now);
-        self.repeat_stop_signal(now);
-        if !self.attached.is_empty() {
-            self.settle_attached(false);
-        }
-        if let Phase::Stopping { end: End::Grace { kill_at: at, .. } | End::Killed { again_at: at }, .. } = &self.phase
-            && *at <= now
-        {
-            self.kill(now);
-        }
-        self.drain(now);
-        if self.scratch.deadline().is_some_and(|deadline| deadline <= now) {
-            for output in self.phase.container_mut().into_iter().flat_map(|container| &mut container.outputs) {
-                output.narrow();
-            }
-            if self.scratch.release() {
-                self.tidy_at = Some(now);
-            }
-        }
-        if self.tidy_at.is_some_and(|at| at <= now) {
-            self.tidy_at = None;
-            keelson_sys::memory::trim();
-            keelson_sys::memory::drop_unused_stack();
-        }
-    }
-
-    /// Sends the stop signal that was held back, once the init hears it.
-    fn repeat_stop_signal(&mut self, now: Instant) {
-        let Some(unheard) = &mut self.unheard else { return };
-        match &self.phase {
-            Phase::Stopping { container, end: End::Grace { .. }, .. } => {
-                if unheard.look_at > now {
-                    return;
-                }
-                if unheard::is_deaf(container.created.pid, unheard.signal) {
-                    return unheard.put_off(now);
-                }
-                if let Err(failure) = container.signal(unheard.signal, false) {
-                    let _ = writeln!(std::io::stderr(), "{} {}", clock::now(), failure.message);
-                }
-            }
-            Phase::Empty
-            | Phase::Created { .. }
-            | Phase::Running { .. }
-            | Phase::Stopping { .. }
-            | Phase::Ending { .. }
-            | Phase::Ended { .. } => {}
-        }
-        self.unheard = None;
-    }
-
-    /// Answers execs that are over, kills those whose time is.
-    fn settle_execs(&mut self, now: Instant) {
-        let mut over = Vec::new();
-        for exec in &mut self.execs {
-            match exec.due(now) {
-                Due::Nothing => {}
-                Due::Kill => {
-                    if let Err(error) = exec.leaf.kill() {
-                        complain(&error);
-                    }
-                }
-                Due::Answer => over.push(exec.id),
-            }
-        }
-        let answered = !over.is_empty();
-        for id in over {
-            let Some(at) = self.execs.iter().position(|exec| exec.id == id) else { continue };
-            let (ticket, result, leaf) = self.execs.swap_remove(at).finish();
-            self.reply(ticket, Outcome::Exec(result));
-            self.lingering.push(leaf);
-            self.tidy_at = Some(now + TIDY);
-        }
-        if answered {
-            self.sweep_pause = FIRST_SWEEP;
-        }
-        if !self.lingering.is_empty() && (answered || self.sweep_at <= now) {
-            self.sweep(now);
-        }
-        if self.execs.is_empty() && self.execs.capacity() > 16 {
-            self.execs = Vec::new();
-        }
-    }
-
-    /// Removes the leaf cgroups in which nothing is left.
-    fn sweep(&mut self, now: Instant) {
-        // What cannot be read has been removed with its container.
-        self.lingering.retain(|leaf| !leaf.is_empty().unwrap_or(true) || leaf.remove().is_err());
-        self.sweep_at = now + self.sweep_pause;
-        self.sweep_pause = (self.sweep_pause * 2).min(RAREST_SWEEP);
-    }
-
-    /// Kills the whole container, and says when to do so again.
-    fn kill(&mut self, now: Instant) {
-        if let Some(container) = self.phase.container() {
-            container.kill();
-        }
-        self.phase.stopping(End::Killed { again_at: now + KILL_AGAIN });
     }
 }
 

@@ -18,6 +18,15 @@ async fn sandbox(cri: &mut Cri, node: &Node) -> Result<(String, Newest)> {
     Ok((cri.run_pod(&pod(node, "pod")).await?, Newest::of(node)?))
 }
 
+/// The same, where containers may be privileged.
+async fn privileged_sandbox(cri: &mut Cri, node: &Node) -> Result<(String, Newest)> {
+    cri.pull("busybox:latest").await?;
+    let mut config = pod(node, "pod");
+    let security = k8s_cri::v1::LinuxSandboxSecurityContext { privileged: true, ..Default::default() };
+    config.linux.get_or_insert_default().security_context = Some(security);
+    Ok((cri.run_pod(&config).await?, Newest::of(node)?))
+}
+
 fn with_mounts(name: &str, mounts: Vec<v1::Mount>) -> Result<v1::ContainerConfig> {
     let mut config: v1::ContainerConfig = same(&container(name, "busybox:latest", "sleep 1000"))?;
     config.mounts = mounts;
@@ -216,12 +225,7 @@ fn a_read_only_tree_is_so_to_its_leaves_and_its_refusals_are_clear() {
 #[test]
 fn mounts_travel_only_where_they_were_asked_to_and_from_where_they_can() {
     scenario(async |node, mut cri| {
-        cri.pull("busybox:latest").await?;
-        let mut config = pod(node, "pod");
-        let security = k8s_cri::v1::LinuxSandboxSecurityContext { privileged: true, ..Default::default() };
-        config.linux.get_or_insert_default().security_context = Some(security);
-        let id = cri.run_pod(&config).await?;
-        let mut newest = Newest::of(node)?;
+        let (id, mut newest) = privileged_sandbox(&mut cri, node).await?;
         let dir = tempfile::tempdir_in("/var/tmp")?;
         let shared = dir.path().join("shared");
         for name in ["shared/from-host", "shared/from-container", "private"] {
@@ -303,12 +307,7 @@ fn host_paths_are_resolved_made_or_refused() {
 #[test]
 fn a_cgroup_is_mounted_as_asked_or_refused() {
     scenario(async |node, mut cri| {
-        cri.pull("busybox:latest").await?;
-        let mut config = pod(node, "pod");
-        let security = k8s_cri::v1::LinuxSandboxSecurityContext { privileged: true, ..Default::default() };
-        config.linux.get_or_insert_default().security_context = Some(security);
-        let id = cri.run_pod(&config).await?;
-        let mut newest = Newest::of(node)?;
+        let (id, mut newest) = privileged_sandbox(&mut cri, node).await?;
         let features =
             newest.runtime.status(v1::StatusRequest::default()).await?.into_inner().features.unwrap_or_default();
         let with = |name: &str, mode: v1::CgroupMountMode, privileged| -> Result<v1::ContainerConfig> {

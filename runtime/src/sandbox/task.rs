@@ -4,6 +4,7 @@
 //! Owns the machines, the records and the shims' clients of its sandbox. Must never await while it decides.
 
 mod containers;
+mod creation;
 mod exits;
 mod lifecycle;
 pub(crate) mod member;
