@@ -4,10 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-TARGET := x86_64-unknown-linux-gnu
-ifeq ($(shell uname -m),aarch64)
-TARGET := aarch64-unknown-linux-gnu
-endif
+# Asked when a recipe runs, after `deps`: musl where the toolchain has it, else gnu (docs/decisions/0007).
+TARGET = $(shell deploy/shim-target)
 # The shim is one static program: no loader, no relocation, text shared by every container (docs/decisions/0002).
 SHIM_FLAGS := -C target-feature=+crt-static -C relocation-model=static
 BUILD_SHIM = RUSTFLAGS="$(SHIM_FLAGS)" cargo build -p keelson-shim --bin keelson-shim --target $(TARGET)

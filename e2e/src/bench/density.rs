@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use k8s_cri::v1 as cri;
 
 use super::{
@@ -20,14 +20,13 @@ const CALLS: u32 = 30;
 /// How long kubelet's rhythm is watched: lists each second, statistics each ten.
 const WATCHED: u32 = 20;
 
-/// CPU time of all threads of a process, as the scheduler counted it.
+/// CPU time of a process, of its threads that have ended too, in the ticks (10 ms) that `/proc/pid/stat` counts in; zero when it is gone.
 fn spent(pid: u32) -> Duration {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let nanos = tasks.filter_map(|task| {
-        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanos.sum())
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // After the name, which may hold anything: utime and stime are the 12th and 13th words from there.
+    let words = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
+    let ticks: u64 = words.take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 async fn call(cri: &mut Cri, list: &str) -> Result<usize> {
@@ -44,6 +43,15 @@ async fn call(cri: &mut Cri, list: &str) -> Result<usize> {
         }
         _ => runtime.list_pod_sandbox_stats(cri::ListPodSandboxStatsRequest::default()).await?.into_inner().stats.len(),
     })
+}
+
+async fn one(cri: &mut Cri, name: &str, container: &cri::Container) -> Result<()> {
+    match name {
+        "Version" => drop(cri.runtime.version(cri::VersionRequest::default()).await?),
+        "ContainerStatus" => drop(cri.status(&container.id).await?),
+        _ => drop(cri.pod_status(&container.pod_sandbox_id).await?),
+    }
+    Ok(())
 }
 
 pub(super) async fn h10(options: &Options, contenders: &mut [Contender], table: &mut Table) -> Result<()> {
@@ -68,6 +76,19 @@ pub(super) async fn h10(options: &Options, contenders: &mut [Contender], table: 
             }
             table.add(&format!("H10 {list}, {} pods", options.pods), contender.name, "ms", walls, None);
         }
+        // What a round trip costs that asks for nothing, and one thing among many.
+        let container =
+            contender.cri.runtime.list_containers(cri::ListContainersRequest::default()).await?.into_inner();
+        let container = container.containers.into_iter().next().context("no container")?;
+        for name in ["Version", "ContainerStatus", "PodSandboxStatus"] {
+            let mut walls = Vec::new();
+            for _ in 0..10 * CALLS {
+                let began = Instant::now();
+                one(&mut contender.cri, name, &container).await?;
+                walls.push(began.elapsed().as_secs_f64() * 1e3);
+            }
+            table.add(&format!("H10 {name}, {} pods", options.pods), contender.name, "ms", walls, None);
+        }
         let (daemon, others) = contender.processes();
         let processes = || spent(daemon) + others.iter().map(|pid| spent(*pid)).sum::<Duration>();
         let before = processes();
@@ -84,7 +105,7 @@ pub(super) async fn h10(options: &Options, contenders: &mut [Contender], table: 
             let next = began + Duration::from_secs(u64::from(second) + 1);
             tokio::time::sleep(next.saturating_duration_since(Instant::now())).await;
         }
-        let each = (processes() - before).as_secs_f64() * 1e3 / began.elapsed().as_secs_f64();
+        let each = processes().saturating_sub(before).as_secs_f64() * 1e3 / began.elapsed().as_secs_f64();
         table.add(&format!("H10 CPU each second, {} pods", options.pods), contender.name, "ms", vec![each], None);
         for pod in pods {
             contender.cri.stop_pod(&pod).await?;

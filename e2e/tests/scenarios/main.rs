@@ -15,6 +15,7 @@ mod images;
 mod leaks;
 mod lists;
 mod logs;
+mod memory;
 mod mounts;
 mod observe;
 mod pods;
