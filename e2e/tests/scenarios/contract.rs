@@ -222,7 +222,8 @@ fn a_pod_is_told_with_its_containers_and_when_it_was_looked_at() {
             let answer = cri.runtime.pod_sandbox_status(request).await?.into_inner();
             ensure!(answer.timestamp > last, "each answer is newer than the one before and what it tells of");
             last = answer.timestamp;
-            ensure!(answer.containers_statuses == [cri.status(&a).await?, ended.clone()], "{answer:?}");
+            // Newest first, as kubelet needs it.
+            ensure!(answer.containers_statuses == [ended.clone(), cri.status(&a).await?], "{answer:?}");
             let status = answer.status.context("status")?;
             ensure!(status.network.is_some_and(|network| !network.ip.is_empty()) && status.created_at > 0);
             ensure!(!answer.info.is_empty(), "details when they are asked for");

@@ -9,7 +9,7 @@ use keelson_cri::v1;
 use keelson_imageservice::ImageService;
 use tonic::{Status, codegen::BoxStream};
 
-use super::{Cri, bound, container_view, rpc::Call, sandbox_view, status::Failure};
+use super::{Cri, container_view, rpc::Call, sandbox_view, status::Failure};
 use crate::engine::{
     Engine,
     events::{Event, EventKind, Listener},
@@ -45,9 +45,7 @@ impl Listening {
         // A sandbox that is gone is told of as it last was: its deletion names the pod by it.
         let sandbox = self.engine.find_sandbox(event.sandbox.id.as_str());
         let sandbox = sandbox.as_ref().unwrap_or(&event.sandbox);
-        let containers = self.engine.containers_of(&sandbox.id);
-        let mut containers: Vec<_> = containers.iter().map(|view| container_view::status(view, image_id)).collect();
-        bound::shrink_statuses(&mut containers);
+        let containers = container_view::statuses(&self.engine.containers_of(&sandbox.id), image_id);
         v1::ContainerEventResponse {
             container_id: match &event.container {
                 Some(container) => container.to_string(),

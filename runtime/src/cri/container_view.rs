@@ -2,12 +2,12 @@
 //! Pure over an immutable view, in any task of the daemon. Owns nothing.
 //! Must never ask the engine or the kernel: lists are answered from memory.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use keelson_cri::v1;
 
 use super::{
-    resource,
+    bound, resource,
     sandbox_view::{labels_match, map},
     signal,
     status::{Failure, invalid},
@@ -31,6 +31,18 @@ pub(super) fn item(view: &ContainerView) -> v1::Container {
         annotations: map(&view.spec.annotations),
         image_id: view.image_id.clone(),
     }
+}
+
+/// Statuses of one sandbox's containers, newest first: kubelet, where it takes its view of a pod from them (`EventedPLEG`), goes by the
+/// first one that has a container's name. `oldest_first` are the views.
+pub(super) fn statuses(
+    oldest_first: &[Arc<ContainerView>],
+    image_id: impl Fn(&str) -> Option<String>,
+) -> Vec<v1::ContainerStatus> {
+    let mut statuses: Vec<_> = oldest_first.iter().map(|view| status(view, &image_id)).collect();
+    bound::shrink_statuses(&mut statuses);
+    statuses.reverse();
+    statuses
 }
 
 /// `image_id` finds the id of an image mounted as a volume.

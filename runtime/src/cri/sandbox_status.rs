@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use keelson_cri::v1;
 
 use super::{
-    Cri, bound, container_view, id, info,
+    Cri, container_view, id, info,
     rpc::{Call, about_sandbox},
     sandbox_view,
     status::Failure,
@@ -21,10 +21,7 @@ pub(super) async fn handle(
     // Before anything is looked at: kubelet takes the newer of an answer and an event for the truth.
     let timestamp = cri.engine.timestamp();
     let view = id::sandbox(&cri.engine, &call.message.pod_sandbox_id)?;
-    let containers = cri.engine.containers_of(&view.id);
-    let mut containers: Vec<_> =
-        containers.iter().map(|it| container_view::status(it, |name| cri.image_id(name))).collect();
-    bound::shrink_statuses(&mut containers);
+    let containers = container_view::statuses(&cri.engine.containers_of(&view.id), |name| cri.image_id(name));
     Ok(v1::PodSandboxStatusResponse {
         status: Some(sandbox_view::status(&view)),
         info: if call.message.verbose { info::of_sandbox(&view) } else { HashMap::new() },
