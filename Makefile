@@ -58,6 +58,13 @@ critest: ## critest: all specs serially and four at a time, streaming over WebSo
 	target/debug/keelson-e2e images
 	target/debug/keelson-e2e critest $(CRITEST)
 
+.PHONY: kubelet
+kubelet: ## Build the stock kubelet from Go modules (minutes, once) and run its scenarios against a node
+	@deploy/install-deps build test
+	@$(MAKE) --no-print-directory dev
+	e2e/tools/build-kubelet
+	KEELSON_BIN_DIR=$(CURDIR)/target/node cargo test -q -p keelson-e2e --test scenarios -- --test-threads=1 kubelet::
+
 .PHONY: check
 check: ## Format, clippy with the workspace lints, licences and sources, docs
 	@deploy/install-deps build check

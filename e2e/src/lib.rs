@@ -9,6 +9,7 @@ pub mod collector;
 pub mod critest;
 pub mod criu;
 pub mod images;
+pub mod kubelet;
 pub mod newest;
 pub mod node;
 pub mod registry;

@@ -12,6 +12,7 @@ mod handlers;
 mod host_ports;
 mod identity;
 mod images;
+mod kubelet;
 mod leaks;
 mod lists;
 mod logs;

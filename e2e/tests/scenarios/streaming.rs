@@ -1,6 +1,6 @@
 //! Streaming sessions of a real node: the stock crictl over both transports, and clients of our own for what it does not do.
 
-mod wire;
+pub(crate) mod wire;
 
 use std::{
     io::Write as _,

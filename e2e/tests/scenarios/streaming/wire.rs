@@ -13,7 +13,7 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One GET without anything; the whole answer.
-pub(super) async fn http(port: u16) -> Result<String> {
+pub(crate) async fn http(port: u16) -> Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
     let mut answer = String::new();
@@ -22,7 +22,7 @@ pub(super) async fn http(port: u16) -> Result<String> {
 }
 
 /// Asks for an upgrade with these header lines; the connection and the answer's head.
-pub(super) async fn upgrade(url: &str, lines: &str) -> Result<(TcpStream, String)> {
+pub(crate) async fn upgrade(url: &str, lines: &str) -> Result<(TcpStream, String)> {
     let rest = url.split_once("://").context("no URL")?.1;
     let (address, path) = rest.split_at(rest.find('/').context("no path")?);
     let mut stream = TcpStream::connect(address).await?;
@@ -36,10 +36,10 @@ pub(super) async fn upgrade(url: &str, lines: &str) -> Result<(TcpStream, String
 }
 
 /// A WebSocket.
-pub(super) struct Web(pub(super) TcpStream);
+pub(crate) struct Web(pub(crate) TcpStream);
 
 impl Web {
-    pub(super) async fn connect(url: &str, protocol: &str) -> Result<Self> {
+    pub(crate) async fn connect(url: &str, protocol: &str) -> Result<Self> {
         let mut lines = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".to_owned();
         lines.push_str("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
         if !protocol.is_empty() {
@@ -55,14 +55,14 @@ impl Web {
     }
 
     /// A message of at most 125 bytes, binary or text. The mask is zero: that is allowed, and shows the bytes.
-    pub(super) async fn say(&mut self, binary: bool, bytes: &[u8]) -> Result<()> {
+    pub(crate) async fn say(&mut self, binary: bool, bytes: &[u8]) -> Result<()> {
         let kind = if binary { 0x82 } else { 0x81 };
         let head = [kind, 0x80 | u8::try_from(bytes.len())?, 0, 0, 0, 0];
         Ok(self.0.write_all(&[&head[..], bytes].concat()).await?)
     }
 
     /// Every message until the server closes.
-    pub(super) async fn hear(&mut self) -> Result<Vec<Vec<u8>>> {
+    pub(crate) async fn hear(&mut self) -> Result<Vec<Vec<u8>>> {
         let mut messages = Vec::new();
         loop {
             let (kind, short) = (self.byte().await?, self.byte().await?);
@@ -87,14 +87,14 @@ impl Web {
 }
 
 /// A SPDY client that opens streams and listens for data; it skips what it need not know.
-pub(super) struct Spdy {
-    pub(super) stream: TcpStream,
+pub(crate) struct Spdy {
+    pub(crate) stream: TcpStream,
     deflate: Compress,
     next: u32,
 }
 
 impl Spdy {
-    pub(super) async fn connect(url: &str, protocol: &str) -> Result<Self> {
+    pub(crate) async fn connect(url: &str, protocol: &str) -> Result<Self> {
         let lines = format!("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n");
         let (stream, answer) = upgrade(url, &lines).await?;
         ensure!(answer.starts_with("HTTP/1.1 101"), "{answer}");
@@ -102,7 +102,7 @@ impl Spdy {
         Ok(Self { stream, deflate: Compress::new(Compression::fast(), true), next: 1 })
     }
 
-    pub(super) async fn open(&mut self, headers: &[(&str, &str)]) -> Result<u32> {
+    pub(crate) async fn open(&mut self, headers: &[(&str, &str)]) -> Result<u32> {
         let id = self.next;
         self.next += 2;
         let mut plain = u32::try_from(headers.len())?.to_be_bytes().to_vec();
@@ -121,15 +121,20 @@ impl Spdy {
         Ok(id)
     }
 
-    pub(super) async fn send(&mut self, id: u32, bytes: &[u8]) -> Result<()> {
+    pub(crate) async fn send(&mut self, id: u32, bytes: &[u8]) -> Result<()> {
         let mut frame = id.to_be_bytes().to_vec();
         frame.extend(u32::try_from(bytes.len())?.to_be_bytes());
         frame.extend(bytes);
         Ok(self.stream.write_all(&frame).await?)
     }
 
+    /// Says that nothing more comes on this stream.
+    pub(crate) async fn close(&mut self, id: u32) -> Result<()> {
+        Ok(self.stream.write_all(&[&id.to_be_bytes()[..], &[1, 0, 0, 0]].concat()).await?)
+    }
+
     /// The data of a stream until its end.
-    pub(super) async fn hear(&mut self, id: u32) -> Result<Vec<u8>> {
+    pub(crate) async fn hear(&mut self, id: u32) -> Result<Vec<u8>> {
         let mut heard = Vec::new();
         loop {
             let mut head = [0; 8];
