@@ -7,7 +7,7 @@ use keelson_e2e::node::{container, eventually, pod};
 
 use crate::scenario;
 
-/// Pages of its own, KiB: 52 measured with musl, 104 with the GNU C library, a debug build's included. What all supervisors share (the program)
+/// Pages of its own, KiB: 52 measured with musl, 108 with the GNU C library. What all supervisors share (the program)
 /// is the benchmark's to measure.
 const OWN: usize = 120;
 
