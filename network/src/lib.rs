@@ -1,7 +1,8 @@
 //! Pod networking in process: namespaces, a bridge, addresses, masquerade, host ports, and the files names are resolved by.
 //! Used by the daemon, on threads that may block; nothing here is async and nothing is shelled out to.
 //! Owns the bridge, one nftables table, the interfaces and addresses of pods, and the records of all that in its folder.
-//! Must never touch an interface, a table or a route that it did not make, nor know a word of images or CRI.
+//! Must never touch an interface, a table or a route that it did not make (but one that it is told to lend, `loan`), nor know a word
+//! of images or CRI.
 #![warn(missing_docs)]
 
 pub mod address;

@@ -25,6 +25,12 @@ pub struct Loan {
     pub host: String,
     /// Its name in the pod.
     pub pod: String,
+    /// Its number in the pod, once it is there; 0 before. Who may rename interfaces in the pod cannot put another in its place by that.
+    #[serde(default)]
+    pub index: u32,
+    /// `veth`, `vlan`, ..; none for hardware, which nobody in a pod can make.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// It was up.
     pub up: bool,
     /// The addresses that it had (with their prefixes), but link-local ones; it has them in the pod too.
@@ -75,21 +81,23 @@ impl Loan {
         Ok(Self {
             host: host.to_owned(),
             pod: pod.to_owned(),
+            index: 0,
+            kind: found.kind,
             up: found.up,
             addresses: own.map(|assigned| (assigned.address, assigned.prefix)).collect(),
         })
     }
 
-    /// Gives the pod the interface, up and with its addresses. One that the pod has already stays as it is.
+    /// Gives the pod the interface, up and with its addresses. One that the pod has already stays as it is. Returns its number there.
     ///
     /// # Errors
     /// Then the host has it, unless the kernel refuses that too.
-    pub fn lend(&self, netns: &Netns) -> Result<(), LoanError> {
+    pub fn lend(&self, netns: &Netns) -> Result<u32, LoanError> {
         let failed = netlink(&self.host);
         let mut socket = socket(&self.host)?;
         let Some(found) = link::get(&mut socket, &self.host, false).map_err(&failed)? else {
-            let there = netns.with(|socket| link::get(socket, &self.pod, false)).map_err(&failed)?;
-            return there.map(drop).ok_or_else(|| LoanError::Missing { name: self.host.clone() });
+            let there = self.find(netns).map_err(&failed)?;
+            return there.ok_or_else(|| LoanError::Missing { name: self.host.clone() });
         };
         let mut batch = Batch::new();
         link::hand_over(&mut batch, found.index, netns.as_fd(), &self.pod);
@@ -104,6 +112,18 @@ impl Loan {
         })
     }
 
+    /// The interface's number in the pod: by the number it had there, or by name before that was known.
+    fn find(&self, netns: &Netns) -> Result<Option<u32>, NetlinkError> {
+        let links = netns.with(link::list)?;
+        let same = |link: &&link::Link| link.kind == self.kind && link.name != "lo";
+        if self.index != 0 {
+            return Ok(links.iter().filter(same).find(|link| link.index == self.index).map(|link| link.index));
+        }
+        // Under its old name when a move was cut short; the pod's own interface is not one that was lent.
+        let named = |link: &&link::Link| link.name == self.pod || (link.name == self.host && link.name != INTERFACE);
+        Ok(links.iter().filter(same).find(named).map(|link| link.index))
+    }
+
     /// Gives the host the interface back as it was. One that the pod has not (any more) is done.
     ///
     /// # Errors
@@ -113,31 +133,21 @@ impl Loan {
         let host = File::open("/proc/thread-self/ns/net")
             .map_err(|source| LoanError::Host { name: self.host.clone(), source })?;
         let mut socket = socket(&self.host)?;
-        // Under its old name when a move was cut short; the pod's own interface is not one that was lent.
-        let names = [&self.pod, &self.host].into_iter().filter(|name| *name == &self.pod || *name != INTERFACE);
-        for name in names {
-            let Some(found) = netns.with(|socket| link::get(socket, name, false)).map_err(&failed)? else { continue };
-            if link::get(&mut socket, &self.host, false).map_err(&failed)?.is_some() {
-                if name == &self.pod {
-                    tracing::warn!(
-                        interface = self.host,
-                        pod_name = name,
-                        "its name on the host is taken: left to the kernel"
-                    );
-                }
-                continue;
-            }
-            let mut batch = Batch::new();
-            link::hand_over(&mut batch, found.index, host.as_fd(), &self.host);
-            netns.with(|socket| socket.execute(batch)).map_err(&failed)?;
-            self.revive(&mut socket, &self.host, self.up).map_err(&failed)?;
+        let Some(index) = self.find(netns).map_err(&failed)? else { return Ok(()) };
+        if link::get(&mut socket, &self.host, false).map_err(&failed)?.is_some() {
+            // Hardware comes back by itself, under a name of the kernel's.
+            tracing::warn!(interface = self.host, "its name on the host is taken: left to the kernel");
+            return Ok(());
         }
-        Ok(())
+        let mut batch = Batch::new();
+        link::hand_over(&mut batch, index, host.as_fd(), &self.host);
+        netns.with(|socket| socket.execute(batch)).map_err(&failed)?;
+        self.revive(&mut socket, &self.host, self.up).map_err(&failed).map(drop)
     }
 
     /// After a move an interface is down and has no addresses.
-    fn revive(&self, socket: &mut Socket, name: &str, up: bool) -> Result<(), NetlinkError> {
-        let Some(found) = link::get(socket, name, false)? else { return Ok(()) };
+    fn revive(&self, socket: &mut Socket, name: &str, up: bool) -> Result<u32, NetlinkError> {
+        let Some(found) = link::get(socket, name, false)? else { return Ok(0) };
         let mut batch = Batch::new();
         for &(address, prefix) in &self.addresses {
             address::add(&mut batch, Assigned { index: found.index, address, prefix });
@@ -145,7 +155,7 @@ impl Loan {
         if up {
             link::set_up(&mut batch, name, found.index);
         }
-        socket.execute(batch)
+        socket.execute(batch).map(|()| found.index)
     }
 }
 

@@ -314,6 +314,18 @@ fn an_interface_of_the_node_is_the_pods_while_it_lives() {
         let other = cri.run_pod(&pod(node, "other")).await?;
         let error = newest.create(&other, asking("c", &["v.example/nic=x"])?).await.err().context("lent twice")?;
         ensure!(error.message().contains(HOST) && error.message().contains("another pod"), "{error:?}");
+        // Who may rename interfaces in the pod does not decide what comes to the node.
+        let swap = "ip link set net1 down && ip link set net1 name real && (ip link add net1 type dummy || ip link add net1 type veth) && ip link set net1 up";
+        let mut root: v1::ContainerConfig = asking("swap", &["v.example/nic=x"])?;
+        root.linux.get_or_insert_default().security_context = Some(v1::LinuxContainerSecurityContext {
+            capabilities: Some(v1::Capability { add_capabilities: vec!["NET_ADMIN".into()], ..Default::default() }),
+            ..Default::default()
+        });
+        let root = newest.run(&id, root).await?;
+        let swapped = cri.exec(&root, &["sh", "-c", swap], 10).await?;
+        ensure!(swapped.exit_code == 0, "{}", String::from_utf8_lossy(&swapped.stderr));
+        let mac = show(&root, "real").await?;
+        let mac = mac.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("no MAC")?.to_owned();
         node.kill()?;
         node.boot()?;
         let mut cri = node.cri()?;
@@ -322,12 +334,14 @@ fn an_interface_of_the_node_is_the_pods_while_it_lives() {
         for _ in 0..100 {
             let shown = cri.exec(admin, &["ip", "addr", "show", "dev", HOST], 10).await?;
             admin_view = String::from_utf8_lossy(&shown.stdout).into_owned();
-            if !admin_view.is_empty() {
+            // Done behind the answer: moved, then as it was.
+            if admin_view.contains("192.0.2.7/24") && admin_view.contains("UP") {
                 break;
             }
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
         ensure!(admin_view.contains("192.0.2.7/24") && admin_view.contains("UP"), "back on the node: {admin_view}");
+        ensure!(admin_view.contains(&mac), "another interface came to the node: {admin_view}");
         Ok(())
     }
 }

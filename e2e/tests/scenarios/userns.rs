@@ -257,7 +257,6 @@ fn user_namespaces_that_cannot_be_are_refused() {
             options(Host, &one),
             options(Container, &one),
             options(Target, &one),
-            cri::NamespaceOption { network: Host.into(), ..own() },
             cri::NamespaceOption { pid: Host.into(), ..own() },
             cri::NamespaceOption { ipc: Host.into(), ..own() },
         ]

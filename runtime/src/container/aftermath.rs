@@ -22,7 +22,6 @@ const FILE_MAX: u64 = 16 << 20;
 
 /// The work that is left.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Aftermath {
     /// To run in the daemon's namespaces, in order, when all processes are gone.
     #[serde(default)]

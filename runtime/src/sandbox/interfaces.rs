@@ -42,13 +42,17 @@ pub(crate) fn lend(dir: &SandboxDir, wanted: &[(String, String)]) -> Result<(), 
     let before = read(dir).map_err(Error::Record)?;
     let mut loans = before.clone();
     let lent = wanted.iter().try_for_each(|(host, pod)| {
-        if let Some(known) = loans.iter().find(|loan| loan.host == *host && loan.pod == *pod) {
-            return known.lend(&netns).map_err(Error::Loan);
-        }
-        let loan = Loan::of(host, pod).map_err(Error::Loan)?;
-        loans.push(loan.clone());
-        write(dir, &loans).map_err(Error::Record)?;
-        loan.lend(&netns).map_err(Error::Loan)
+        let at = match loans.iter().position(|loan| loan.host == *host && loan.pod == *pod) {
+            Some(at) => at,
+            None => {
+                loans.push(Loan::of(host, pod).map_err(Error::Loan)?);
+                write(dir, &loans).map_err(Error::Record)?;
+                loans.len() - 1
+            }
+        };
+        let Some(loan) = loans.get_mut(at) else { return Ok(()) };
+        loan.index = loan.lend(&netns).map_err(Error::Loan)?;
+        write(dir, &loans).map_err(Error::Record)
     });
     if lent.is_err() {
         let back = loans.iter().skip(before.len()).try_for_each(|loan| loan.give_back(&netns));

@@ -120,7 +120,16 @@ fn run(point: Point, hook: &Hook, state: &ContainerState, init: Option<&OwnedFd>
     let env = strings(&hook.env)?;
     let pidfd = match init {
         None => {
-            let file = rustix::fs::open(&hook.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+            let (program, argv) = match interpreter(&hook.path).map_err(failed)? {
+                None => (hook.path.clone(), argv),
+                Some(words) => {
+                    let path = c_string(step, &hook.path)?;
+                    let program = words.first().cloned().unwrap_or_default();
+                    let words = strings(&words)?.into_iter().chain([path]).chain(argv.into_iter().skip(1));
+                    (program, words.collect())
+                }
+            };
+            let file = rustix::fs::open(&program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let cwd = rustix::fs::open(&state.bundle, flags, Mode::empty()).map_err(failed)?;
             let stdio = [stdin.as_fd(), null.as_fd(), null.as_fd()];
@@ -135,6 +144,23 @@ fn run(point: Point, hook: &Hook, state: &ContainerState, init: Option<&OwnedFd>
         Some(exit) => Err(LaunchError::invalid(step, &hook.path, format!("it ended with {exit:?}"))),
         None => Err(failed(Errno::TIMEDOUT)),
     }
+}
+
+/// The words of a script's first line. A program is started by a descriptor that it does not inherit: the kernel cannot tell a
+/// script's interpreter which file to read then, so it is told here.
+fn interpreter(path: &str) -> rustix::io::Result<Option<Vec<String>>> {
+    // As much as the kernel looks at.
+    let mut head = [0; 256];
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
+    let length = rustix::io::read(&file, &mut head)?;
+    let head = head.get(..length).unwrap_or_default();
+    let Some(line) = head.strip_prefix(b"#!") else { return Ok(None) };
+    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    // One argument at most, blanks and all.
+    let words = line.trim().splitn(2, [' ', '\t']).map(|word| word.trim().to_owned());
+    let words: Vec<String> = words.filter(|word| !word.is_empty()).collect();
+    if words.is_empty() { Err(Errno::NOEXEC) } else { Ok(Some(words)) }
 }
 
 type Streams = (OwnedFd, OwnedFd);
@@ -218,6 +244,23 @@ mod tests {
         assert_eq!((seen["id"].as_str(), seen["pid"].as_i64()), (Some("c1"), Some(7)));
         let env = std::fs::read_to_string(bundle.path().join("env")).unwrap();
         assert!(env.contains("A=b") && !env.contains("HOME="), "{env}");
+    }
+
+    #[test]
+    fn a_hook_can_be_a_script() {
+        use std::os::unix::fs::PermissionsExt;
+        let bundle = tempfile::tempdir().unwrap();
+        let path = bundle.path().join("hook");
+        std::fs::write(&path, "#! /bin/sh -e\ncat > state\necho \"$0 $1\" > words\nfalse\ntouch late\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = path.to_string_lossy().into_owned();
+        let hook = Hook { path: path.clone(), args: vec!["ignored".into(), "one".into()], ..Hook::default() };
+        let error = run_hooks(Point::Poststart, &[hook], &state(bundle.path())).unwrap_err();
+        assert!(error.to_string().contains("Code(1)"), "the interpreter has its argument: {error}");
+        let read = |name: &str| std::fs::read_to_string(bundle.path().join(name)).unwrap();
+        assert_eq!(read("words"), format!("{path} one\n"));
+        assert!(read("state").contains("\"c1\"") && !bundle.path().join("late").exists());
+        assert_eq!(interpreter("/bin/sh").unwrap(), None);
     }
 
     #[test]
