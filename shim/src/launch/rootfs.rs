@@ -202,14 +202,18 @@ impl<'a> Layers<'a> {
             rustix::fs::chownat(&upper, "", Some(uid), Some(gid), flags)
                 .map_err(|errno| LaunchError::system("own upper layer", overlay.upper.display().to_string(), errno))?;
         }
-        if overlay.volatile {
-            // Left by an earlier container on the same upper layer: the kernel's mark that it may be torn, which after a mere end
-            // of that container it is not, and after a power failure nobody reads it.
-            let _ = rustix::fs::unlinkat(&work, "work/incompat/volatile/dirty", AtFlags::empty());
-            let _ = rustix::fs::unlinkat(&work, "work/incompat/volatile", AtFlags::REMOVEDIR);
-        }
         let writable = Some([(overlay.upper.as_path(), upper), (overlay.work.as_path(), work)]);
         Ok(Layers { writable, volatile: overlay.volatile, ..layers })
+    }
+
+    /// Takes the kernel's mark off that a volatile upper layer may be torn. An earlier container on the same layer left it, after
+    /// whose mere end the layer is whole (and after a power failure nobody reads it); or an attempt of ours a moment ago: the
+    /// kernel sets it before it looks at the lower layers.
+    fn unmark(&self) {
+        if let (true, Some([_, (_, work)])) = (self.volatile, &self.writable) {
+            let _ = rustix::fs::unlinkat(work, "work/incompat/volatile/dirty", AtFlags::empty());
+            let _ = rustix::fs::unlinkat(work, "work/incompat/volatile", AtFlags::REMOVEDIR);
+        }
     }
 }
 
@@ -292,12 +296,14 @@ fn mount_overlay(layers: &Layers<'_>, lower: Lower) -> Result<OwnedFd, LaunchErr
     if layers.volatile {
         fsconfig_set_flag(context.as_fd(), "volatile").map_err(|errno| failed("volatile", errno))?;
     }
+    layers.unmark();
     fsconfig_create(context.as_fd()).map_err(|errno| failed("", errno))?;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(|errno| failed("", errno))
 }
 
 /// For kernels whose fsconfig cannot take the layers: mount(2) by the child on the bundle's folder, seen by nobody else.
 fn legacy(overlay: &OverlayRootfs, layers: Layers<'_>, bundle: &Path) -> Result<Op, LaunchError> {
+    layers.unmark();
     let names: Vec<String> = layers.lower.iter().map(|(_, fd)| name(fd)).collect();
     let mut data = format!("lowerdir={}", names.join(":"));
     for (key, (_, fd)) in ["upperdir", "workdir"].into_iter().zip(layers.writable.iter().flatten()) {
