@@ -229,10 +229,10 @@ impl Handle {
         }
     }
 
-    /// The directory by which processes are paused, in one hierarchy: v1's freezer where there is one, since what is frozen by v2
-    /// cannot be made to run by a tracer.
+    /// v1's directory by which processes are paused, where there is one. v2's is nothing to a tracer: it cannot make what is frozen
+    /// there run, nor write the file from inside the cgroup namespace.
     pub fn pause_dir(&self) -> Option<PathBuf> {
-        self.pausing().map(|(_, dir)| PathBuf::from(dir.path()))
+        self.hierarchies.v1(Controller::Freezer).map(|mount| PathBuf::from(Dir::new(mount, &self.path).path()))
     }
 
     /// Holds every process, and waits until they are held or a short time is over; or lets them go on.

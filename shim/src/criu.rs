@@ -31,7 +31,7 @@ pub(crate) struct Job {
     pub(crate) work: String,
     /// The container's init: the one to dump, or the one that waits.
     pub(crate) init: i32,
-    /// Its cgroup in the freezer, for a dump.
+    /// Its cgroup in the freezer, for a dump; without one CRIU leaves what it has dumped stopped, and the supervisor goes on.
     pub(crate) freezer: Option<String>,
     pub(crate) restore: Option<Restore>,
 }

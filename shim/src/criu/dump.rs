@@ -18,11 +18,13 @@ pub(super) fn prepare(job: &Job) -> Result<Vec<String>, CriuError> {
         system("read", &path)(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
     })?;
     let mut words = common(job, "dump", DUMP_LOG);
-    words.extend(["--tree".to_owned(), job.init.to_string(), "--leave-running".to_owned()]);
+    words.extend(["--tree".to_owned(), job.init.to_string()]);
     // Mounts made outside that would show inside: the volumes' propagation is the host's business.
     words.push("--enable-external-masters".to_owned());
-    if let Some(freezer) = &job.freezer {
-        words.extend(["--freeze-cgroup".to_owned(), freezer.clone()]);
+    // Either way nothing runs between the dump and the copy of its files.
+    match &job.freezer {
+        Some(freezer) => words.extend(["--leave-running", "--freeze-cgroup", freezer].map(str::to_owned)),
+        None => words.push("--leave-stopped".to_owned()),
     }
     for mount in mountinfo::parse(&text).filter(|mount| mount.point != "/" && mount.fstype != "proc") {
         words.extend(["--external".to_owned(), format!("mnt[{}]:m{}", mount.point, mount.id)]);

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use keelson_api::shim::{self, Checkpointed, Failure, FailureKind, Outcome};
+use keelson_shim::cgroup::Handle;
 use keelson_shim::launch;
 use keelson_shim::spec::Spec;
 use keelson_sys::pidfd::Exit;
@@ -41,7 +42,11 @@ pub(super) struct Criu {
 }
 
 enum Kind {
-    Dump { stdio: Vec<String> },
+    Dump {
+        stdio: Vec<String>,
+        /// On cgroup v2, where CRIU leaves all processes stopped: those that were so before.
+        stopped: Option<Vec<i32>>,
+    },
     Restore,
 }
 
@@ -65,9 +70,19 @@ impl Supervisor {
         let Some(container) = self.phase.container() else { return Ok(()) };
         let init = container.created.pid;
         let stdio = stream_names(init);
-        let freezer = container.created.cgroup.pause_dir().and_then(|dir| dir.to_str().map(str::to_owned));
+        let cgroup = container.created.cgroup.clone();
+        let freezer = cgroup.pause_dir().and_then(|dir| dir.to_str().map(str::to_owned));
+        let stopped = freezer.is_none().then(|| stopped(&cgroup));
+        if stopped.is_some() {
+            // What is frozen by v2 cannot be dumped; it is held again before anything of it runs.
+            cgroup.pause(false).map_err(|error| failure("resume", "", FailureKind::System, &error))?;
+        }
         let job = Job { criu: call.criu, images: call.images, work: call.work, init, freezer, restore: None };
-        self.run_criu(ticket, &job, Kind::Dump { stdio }, call.timeout_ms, now)
+        let begun = self.run_criu(ticket, &job, Kind::Dump { stdio, stopped }, call.timeout_ms, now);
+        if begun.is_err() && self.paused_by.is_some() {
+            cgroup.pause(true).map_err(|error| failure("pause", "", FailureKind::System, &error))?;
+        }
+        begun
     }
 
     pub(super) fn restore(&mut self, ticket: Ticket, call: shim::Restore, now: Instant) -> Result<(), Failure> {
@@ -105,6 +120,20 @@ impl Supervisor {
                 self.let_go();
             }
         }
+    }
+
+    /// After a dump on cgroup v2: from stopped by CRIU to frozen by us, so that nothing has run when its files are copied.
+    fn hold_again(&self, stopped: &[i32]) -> Result<(), Failure> {
+        let Some(container) = self.phase.container() else { return Ok(()) };
+        let cgroup = &container.created.cgroup;
+        let held = if self.paused_by.is_some() { cgroup.pause(true) } else { Ok(()) };
+        // It takes back a stop that a process has not come to yet, too.
+        for pid in cgroup.pids().unwrap_or_default().into_iter().filter(|pid| !stopped.contains(pid)) {
+            // One that has died needs nothing.
+            let _ = keelson_sys::pidfd::open(pid)
+                .and_then(|pidfd| keelson_sys::pidfd::send_signal(&pidfd, rustix::process::Signal::CONT.as_raw()));
+        }
+        held.map_err(|error| failure("pause", "", FailureKind::System, &error))
     }
 
     fn let_go(&self) {
@@ -187,7 +216,9 @@ impl Supervisor {
             Err(failure(step, "", FailureKind::System, &Failed::Said(said(&criu.work, log, exit))))
         };
         let answer = match (criu.kind, told) {
-            (Kind::Dump { stdio }, told) => {
+            (Kind::Dump { stdio, stopped }, told) => {
+                let held = stopped.map_or(Ok(()), |stopped| self.hold_again(&stopped));
+                let told = told.and(held);
                 if self.paused_by.is_none() {
                     self.let_go();
                 }
@@ -253,6 +284,15 @@ impl Supervisor {
             self.reply(criu.ticket, Outcome::Failed(ended));
         }
     }
+}
+
+/// The processes that somebody has stopped by a signal.
+fn stopped(cgroup: &Handle) -> Vec<i32> {
+    let is_stopped = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    cgroup.pids().unwrap_or_default().into_iter().filter(is_stopped).collect()
 }
 
 /// Starts this program again as the one that becomes CRIU.
