@@ -13,6 +13,7 @@ mod kill;
 mod leaf;
 mod limits;
 mod location;
+mod oom;
 mod stats;
 mod systemd;
 
@@ -283,20 +284,6 @@ impl Handle {
             Err(Errno::NOENT | Errno::NODEV) => Ok(true),
             Err(source) => Err(CgroupError::Read { path: dir.file("cgroup.events"), source }),
         }
-    }
-
-    /// How many processes the kernel has killed here for want of memory; 0 when it does not say.
-    pub fn oom_kills(&self) -> u64 {
-        let (dir, file) = match self.group().place(Controller::Memory) {
-            limits::Place::V1(dir) => (dir, "memory.oom_control"),
-            limits::Place::V2(dir) => (dir, "memory.events"),
-            limits::Place::Absent => return 0,
-        };
-        let text = dir.try_read(file).unwrap_or_default();
-        let counts = text.lines().filter_map(|line| line.split_once(' '));
-        // With memory.oom.group the whole cgroup counts once in the second.
-        let kills = counts.filter(|(key, _)| ["oom_kill", "oom_group_kill"].contains(key));
-        kills.filter_map(|(_, count)| count.parse().ok()).max().unwrap_or(0)
     }
 
     /// A cgroup below this one for one exec.

@@ -560,6 +560,29 @@ mod scope {
         }
     }
 
+    /// systemd removes a scope with its last process, and its count with it: whoever looks a moment later has the slice's.
+    #[test]
+    fn privileged_a_kill_for_memory_is_known_when_systemd_has_taken_the_scope_away() {
+        if !ready("privileged_a_kill_for_memory_is_known_when_systemd_has_taken_the_scope_away") {
+            return;
+        }
+        let memory = Memory { limit: Some(16 * MIB), swap: Some(16 * MIB), ..Memory::default() };
+        let unified = [("memory.oom.group".to_owned(), "1".to_owned())].into();
+        let resources = Resources { memory: Some(memory), unified, ..Resources::default() };
+        let mut scope = Scope::start("oom", &resources).unwrap();
+        let before = scope.handle.oom_kills_above();
+        assert!(before.is_some() && !scope.handle.had_oom_kill(before, true), "its own count says none");
+        let list = file_of(&scope.handle, "unified", "cgroup.procs");
+        let script = format!("echo $$ > {}; exec tail /dev/zero", list.display());
+        let mut hungry = Command::new("/bin/sh").args(["-c", &script]).spawn().unwrap();
+        assert!(!hungry.wait().unwrap().success() && !scope.child.wait().unwrap().success());
+        eventually("systemd has taken the cgroup away", || !list.exists());
+        assert_eq!(scope.handle.oom_kills(), 0);
+        assert!(scope.handle.had_oom_kill(before, true));
+        assert!(!scope.handle.had_oom_kill(before, false), "the init ended otherwise");
+        assert!(!scope.handle.had_oom_kill(scope.handle.oom_kills_above(), true), "nothing was killed since");
+    }
+
     #[test]
     fn privileged_a_scope_holds_its_limits_through_a_reload() {
         if !ready("privileged_a_scope_holds_its_limits_through_a_reload") {

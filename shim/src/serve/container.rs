@@ -29,6 +29,8 @@ pub(super) struct Container {
     template: Option<Template>,
     seccomp: Box<[u8]>,
     clamp_oom_score: bool,
+    /// What the cgroup above had counted of the kernel's kills when this one was made.
+    pub(super) oom_above: Option<u64>,
     /// Host user and group of the process: its pipes are theirs.
     owner: (u32, u32),
     pub(super) log: Option<Log>,
@@ -105,6 +107,7 @@ impl Container {
         };
         let owner = owner::on_host(spec.process.as_ref(), &spec);
         Ok(Container {
+            oom_above: created.cgroup.oom_kills_above(),
             created,
             maker,
             template: spec.process.as_ref().map(|process| Template::fold(process, &call.env)),

@@ -41,7 +41,7 @@ impl Supervisor {
             },
             started_at: self.phase.started_at(),
             finished_at: clock::now(),
-            oom_killed: container.created.cgroup.oom_kills() > 0,
+            oom_killed: container.created.cgroup.had_oom_kill(container.oom_above, exit == Exit::Signal(9)),
         };
         if let Err(errno) = record::put_exit(&record) {
             complain(&errno);
