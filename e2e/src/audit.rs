@@ -23,8 +23,11 @@ impl Audit {
     pub fn take() -> Audit {
         let mut facts = BTreeSet::new();
         for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
-            let mut words = line.split(' ');
-            facts.insert(format!("mount {}", words.nth(4).unwrap_or_default()));
+            let point = line.split(' ').nth(4).unwrap_or_default();
+            // Made by ip(8) for the first network namespace that a scenario names, and kept by it.
+            if point != "/run/netns" {
+                facts.insert(format!("mount {point}"));
+            }
         }
         for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
             facts.insert(format!("link {}", entry.file_name().to_string_lossy()));
@@ -58,7 +61,7 @@ impl Audit {
             if left.is_empty() {
                 return Ok(());
             }
-            if begun.elapsed() > Duration::from_secs(20) {
+            if begun.elapsed() > crate::node::patience(Duration::from_secs(20)) {
                 bail!("left behind: {left:#?}");
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -68,7 +71,9 @@ impl Audit {
 
 fn cgroups(dir: &Path, facts: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+        // Services are systemd's own and come when somebody asks for them: the bus, with the first OCI runtime that speaks to it.
+        let service = entry.path().extension().is_some_and(|extension| extension == "service");
+        if entry.file_type().is_ok_and(|t| t.is_dir()) && !service {
             facts.insert(format!("cgroup {}", entry.path().display()));
             cgroups(&entry.path(), facts);
         }

@@ -7,6 +7,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,13 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{images::Store, registry::Registry};
 
 /// How long a daemon may take to serve, and anything else that is awaited.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub static DEADLINE: LazyLock<Duration> = LazyLock::new(|| patience(Duration::from_secs(30)));
+
+/// So much time on a machine of its own; more in an emulated guest (`KEELSON_TEST_GUEST`), where everything takes about five
+/// times as long.
+pub fn patience(own: Duration) -> Duration {
+    if std::env::var_os("KEELSON_TEST_GUEST").is_some() { own * 6 } else { own }
+}
 
 /// A daemon under test.
 pub struct Node {
@@ -116,10 +123,10 @@ impl Node {
             if let Some(status) = child.try_wait()? {
                 bail!("the daemon ended at start with {status}: {}", self.log_tail());
             }
-            if begun.elapsed() > DEADLINE {
+            if begun.elapsed() > *DEADLINE {
                 let _ = child.kill();
                 let _ = child.wait();
-                bail!("the daemon does not serve after {DEADLINE:?}: {}", self.log_tail());
+                bail!("the daemon does not serve after {:?}: {}", *DEADLINE, self.log_tail());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -148,7 +155,7 @@ impl Node {
                 ensure!(status.success(), "the daemon ended with {status}: {}", self.log_tail());
                 return Ok(());
             }
-            if begun.elapsed() > DEADLINE {
+            if begun.elapsed() > *DEADLINE {
                 bail!("the daemon does not stop: {}", self.log_tail());
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -342,7 +349,8 @@ impl Cri {
 
     /// `sh -c script` in the container, its standard output as text; fails unless it exits with 0.
     pub async fn shell(&mut self, id: &str, script: &str) -> Result<String> {
-        let result = self.exec(id, &["sh", "-c", script], 20).await?;
+        let seconds = patience(Duration::from_secs(20)).as_secs().cast_signed();
+        let result = self.exec(id, &["sh", "-c", script], seconds).await?;
         let stdout = String::from_utf8_lossy(&result.stdout).into_owned();
         ensure!(
             result.exit_code == 0,
@@ -373,7 +381,7 @@ impl Cri {
             if status.state() == cri::ContainerState::ContainerExited {
                 return Ok(status);
             }
-            ensure!(begun.elapsed() < DEADLINE, "container {id} does not end: {status:?}");
+            ensure!(begun.elapsed() < *DEADLINE, "container {id} does not end: {status:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -386,7 +394,7 @@ pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>
         if let Some(value) = check().await {
             return Ok(value);
         }
-        ensure!(begun.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        ensure!(begun.elapsed() < *DEADLINE, "{what}: not within {:?}", *DEADLINE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

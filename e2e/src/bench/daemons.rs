@@ -165,7 +165,7 @@ fn containerd() -> Result<Contender> {
         if let Some(status) = child.try_wait()? {
             bail!("containerd ended with {status}: {}", fs::read_to_string(path.join("containerd.log"))?);
         }
-        if begun.elapsed() > DEADLINE {
+        if begun.elapsed() > *DEADLINE {
             let _ = child.kill();
             bail!("containerd does not serve: {}", fs::read_to_string(path.join("containerd.log"))?);
         }

@@ -24,7 +24,7 @@ impl Told {
 
     /// The next event, and what every event must be.
     async fn next(&mut self) -> Result<&cri::ContainerEventResponse> {
-        let event = tokio::time::timeout(DEADLINE, self.stream.message()).await.context("no event")??;
+        let event = tokio::time::timeout(*DEADLINE, self.stream.message()).await.context("no event")??;
         let event = event.context("the stream ended without a word")?;
         let last = self.events.last().map_or(0, |last| last.created_at);
         ensure!(event.created_at > last, "later than the one before: {event:?}");
@@ -250,7 +250,7 @@ fn a_slow_listener_is_let_go_and_holds_up_nobody() {
             result??;
         }
         let ended = loop {
-            match tokio::time::timeout(DEADLINE, slow.stream.message()).await.context("no end")? {
+            match tokio::time::timeout(*DEADLINE, slow.stream.message()).await.context("no end")? {
                 Ok(Some(event)) => slow.events.push(event),
                 Ok(None) => anyhow::bail!("the stream ended without a word"),
                 Err(error) => break error,

@@ -20,6 +20,7 @@ mod memory;
 mod mounts;
 mod observe;
 mod pods;
+mod production;
 mod resources;
 mod restart;
 mod security;
