@@ -3,9 +3,10 @@
 //! Owns detached mounts of host nodes, for user namespaces, where no node can be made.
 //! Must never pass a host node on whose numbers it has not checked.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use keelson_sys::child::{Device as Made, Mount as Place, MountSource, Node, Op};
+use keelson_sys::child::{Attributes, Device as Made, Mount as Place, MountSource, Node, Op, Propagation};
+use keelson_sys::mount::set_attributes;
 use rustix::fs::{CWD, FileType, major, makedev, minor};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -112,6 +113,8 @@ fn host_node(path: &str, kind: FileType, device: u64) -> Result<OwnedFd, LaunchE
         let hint = format!("it is not the device {}:{}", major(device), minor(device));
         return Err(LaunchError::invalid("open device of the node", path, hint));
     }
+    // A clone of a mount that systemd has made shared would stay its peer.
+    set_attributes(tree.as_fd(), Attributes::default(), Some(Propagation::Private), false).map_err(failed)?;
     Ok(tree)
 }
 
