@@ -121,7 +121,7 @@ const WANTED: [Controller; 6] =
 /// a limit needs it: some ancestors are not ours to change.
 ///
 /// Beside v1 the cgroup2 mount is for grouping processes, and around a scope the slices are systemd's: there, what no limit
-/// needs is left as it is.
+/// needs is left as it is, but for huge pages, which systemd neither counts nor takes back.
 pub(super) fn enable(
     hierarchies: &Hierarchies,
     path: &str,
@@ -135,7 +135,8 @@ pub(super) fn enable(
     };
     let wanted: &[Controller] = match (hierarchies.mode(), parents) {
         (Mode::V2, Parents::Ours) => &WANTED,
-        (Mode::V2, Parents::Systemds) | (Mode::V1 | Mode::Hybrid, _) => &[],
+        (Mode::V2, Parents::Systemds) => &[Controller::Hugetlb],
+        (Mode::V1 | Mode::Hybrid, _) => &[],
     };
     let asked = wanted.iter().copied().chain(needed.iter().map(|(controller, _)| *controller));
     let mut missing: Vec<Controller> =
