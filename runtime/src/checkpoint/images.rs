@@ -46,6 +46,8 @@ const CAP_NET_BIND_SERVICE: u32 = 10;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 const CAP_SYS_NICE: u32 = 23;
+/// The state of a task, as CRIU writes it, that had ended.
+const DEAD: u32 = 2;
 
 /// Moves the images that are known and allowed from `from` to the empty folder `to`, but for the mounts, which are returned.
 ///
@@ -187,10 +189,16 @@ impl Checks<'_> {
         if let Some(ids) = core.message(4)? {
             self.ids(&ids)?;
         }
+        let mut dead = false;
         if let Some(task) = core.message(3)? {
             self.task(&task)?;
+            dead = task.small(2)? == Some(DEAD);
         }
-        let thread = core.message(5)?.ok_or("a thread without a description")?;
+        let thread = match core.message(5)? {
+            // It had ended and nobody had waited for it yet: of such a process there is only its exit code, and it runs nothing.
+            None if dead => return Ok(()),
+            thread => thread.ok_or("a thread without a description")?,
+        };
         let creds = thread.message(10)?.ok_or("a thread without credentials")?;
         self.creds(&creds)?;
         self.filtered(&thread)?;

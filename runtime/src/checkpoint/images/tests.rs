@@ -131,6 +131,24 @@ fn an_honest_set_is_taken_without_cgroups_and_mounts() {
     assert_eq!(names, wanted);
 }
 
+#[test]
+fn a_process_that_had_ended_has_an_exit_code_and_nothing_else() {
+    let with = |core: Message| {
+        let mut set = honest();
+        set.insert("core-7.img".into(), vec![core]);
+        set
+    };
+    let ended = |state| with(vec![n(1, 1), m(3, vec![n(1, 0), n(2, state), n(3, 256)])]);
+    assert!(taken(&ended(2), &bounds()).unwrap().contains(&"core-7.img".to_owned()));
+    for set in [ended(1), ended(3), ended(6), with(vec![n(1, 1)])] {
+        assert!(taken(&set, &bounds()).unwrap_err().contains("a thread without a description"));
+    }
+    // One that is called dead and has a thread is looked at like any other.
+    let thread = thread(creds().into_iter().filter(|(field, _)| *field != 3).collect());
+    let set = with(vec![n(1, 1), m(3, vec![n(2, 2)]), m(5, thread)]);
+    assert!(taken(&set, &bounds()).unwrap_err().contains("a user id is missing"));
+}
+
 #[track_caller]
 fn refused(words: &str, change: impl FnOnce(&mut Set)) {
     let mut set = honest();
