@@ -34,6 +34,7 @@ pub use status::{EngineStatus, Features};
 
 use self::shared::{Shared, blocking};
 pub use crate::session::{AttachSession, AttachSpec, Detached, ExecSession, ExecSpec, Size, port::PortError};
+pub use crate::{apparmor::AppArmorStatus, selinux::SelinuxStatus};
 use crate::{reconcile, recover, sandbox::task::Command, stats::layers};
 
 /// How long `drain` waits for what is under way.

@@ -2,6 +2,7 @@
 //! Runs in the `keelson` process: tokio workers for requests, the blocking pool and a few owned threads for kernel work.
 //! Owns the state and root directories while it runs. Must never hold a container's data plane: that is the shim's.
 
+mod apparmor;
 mod checkpoint;
 pub mod cli;
 pub mod config;
@@ -18,6 +19,7 @@ pub mod resources;
 pub mod retire;
 pub mod sandbox;
 mod seccomp;
+mod selinux;
 pub mod session;
 mod shim_client;
 pub mod socket;

@@ -22,11 +22,12 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Root, Spec};
 use crate::{
     container::{
         ContainerError,
-        spec::{AppArmor, CgroupMount, ContainerPid, ContainerSpec, Volume},
+        spec::{CgroupMount, ContainerPid, ContainerSpec, Volume},
     },
     dirs::SandboxDir,
     engine::Rlimit,
     sandbox::spec::{IpcMode, NetworkMode, PidMode, SandboxSpec},
+    selinux::Labels,
     user_namespace::UserNamespace,
     users::Identity,
 };
@@ -56,10 +57,6 @@ pub(crate) struct Host {
     pub(crate) unified: bool,
     /// Cgroups are made by systemd.
     pub(crate) systemd: bool,
-    /// AppArmor is on.
-    pub(crate) apparmor: bool,
-    /// SELinux is on.
-    pub(crate) selinux: bool,
     /// Capabilities this daemon can hand out, without `CAP_`.
     pub(crate) capabilities: Vec<String>,
     /// A tree of mounts can be given attributes at once: read-only, `noexec` and the like.
@@ -93,6 +90,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) rlimits: &'a [Rlimit],
     /// 0: unlimited.
     pub(crate) pids_limit: i64,
+    /// AppArmor profile; `None`: none.
+    pub(crate) profile: Option<String>,
+    /// SELinux labels; `None`: none.
+    pub(crate) labels: Option<&'a Labels>,
     pub(crate) host: &'a Host,
 }
 
@@ -104,8 +105,6 @@ pub(crate) struct Built {
     pub(crate) env: Vec<Vec<u8>>,
     /// The image's volumes that the request does not replace.
     pub(crate) image_volumes: Vec<String>,
-    /// Label of mandatory access control for the container's files.
-    pub(crate) label: Option<String>,
 }
 
 /// Makes the spec.
@@ -114,7 +113,8 @@ pub(crate) struct Built {
 /// A request that this host or this image cannot grant.
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
     let (mut process, env) = process::build(inputs)?;
-    let label = confine(&mut process, inputs)?;
+    process.set_apparmor_profile(inputs.profile.clone());
+    process.set_selinux_label(inputs.labels.map(|labels| labels.process.clone()));
     let identity = &inputs.identity.user;
     if let Some(namespace) = &inputs.sandbox.user_namespace
         && let Some(reason) = namespace.refuses(identity.uid, &identity.additional_gids)
@@ -150,7 +150,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
         .set_rootfs_propagation(mounts::root_propagation(inputs.volumes).map(str::to_owned))
         .set_masked_paths(Some(paths(inputs, inputs.spec.security.masked_paths.as_ref(), &MASKED)))
         .set_readonly_paths(Some(paths(inputs, inputs.spec.security.readonly_paths.as_ref(), &READONLY)))
-        .set_mount_label(label.clone())
+        .set_mount_label(inputs.labels.map(|labels| labels.file.clone()))
         .set_seccomp(None)
         .set_sysctl(None);
 
@@ -166,41 +166,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, ContainerError> {
         .set_hostname(None)
         .set_hooks(inputs.cdi.hooks())
         .set_linux(Some(linux));
-    Ok(Built { spec, env, image_volumes, label })
-}
-
-/// Mandatory access control, as far as the host has it.
-/// Returns the label of the container's own files, if they have one.
-fn confine(process: &mut oci_spec::runtime::Process, inputs: &Inputs<'_>) -> Result<Option<String>, ContainerError> {
-    let security = &inputs.spec.security;
-    let unsupported = |field: &str, reason: String| Err(ContainerError::Unsupported { field: field.into(), reason });
-    match &security.apparmor {
-        AppArmor::Localhost(profile) if !security.privileged => {
-            if !inputs.host.apparmor {
-                return unsupported("apparmor", format!("profile `{profile}`: the host's kernel has no AppArmor"));
-            }
-            process.set_apparmor_profile(Some(profile.clone()));
-        }
-        // No profile of keelson's own exists yet: the default is the host's for unconfined programs.
-        AppArmor::Localhost(_) | AppArmor::Unspecified | AppArmor::RuntimeDefault | AppArmor::Unconfined => {
-            process.set_apparmor_profile(None);
-        }
-    }
-    if let Some(label) = &security.selinux
-        && [&label.user, &label.role, &label.kind, &label.level].iter().any(|part| !part.is_empty())
-    {
-        if !inputs.host.selinux {
-            return unsupported("selinux_options", "the host's kernel has no SELinux, or it is switched off".into());
-        }
-        let part = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
-        let user = part(&label.user, "system_u");
-        let role = part(&label.role, "system_r");
-        let level = part(&label.level, "s0");
-        process.set_selinux_label(Some(format!("{user}:{role}:{}:{level}", part(&label.kind, "container_t"))));
-        // Files are nobody's role; at the container's level, so that containers of another level cannot have them.
-        return Ok(Some(format!("{user}:object_r:container_file_t:{level}")));
-    }
-    Ok(None)
+    Ok(Built { spec, env, image_volumes })
 }
 
 /// Which namespaces are new, joined, or the host's.
@@ -261,12 +227,9 @@ impl Host {
     /// Looks around. `scratch` is a folder to be made and taken away again, on the filesystem of image layers.
     pub(crate) fn detect(unified: bool, systemd: bool, scratch: &Path) -> Self {
         let no_user_namespaces = probe::no_user_namespaces(scratch);
-        let on = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim().starts_with(['Y', '1']));
         Self {
             unified,
             systemd,
-            apparmor: on("/sys/module/apparmor/parameters/enabled"),
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             capabilities: capabilities::of_this_process(),
             recursive_attributes: probe::recursive_attributes(),
             no_writable_cgroup: probe::no_writable_cgroup(unified),

@@ -151,6 +151,9 @@ async fn resume(shared: &Arc<Shared>, mut record: SandboxRecord, containers: Vec
             return None;
         }
     };
+    if let Some(level) = &record.level {
+        entry.hold_level(level);
+    }
     let mut holder = None;
     if matches!(record.state, SandboxMachine::Ready { .. }) {
         let ready = load::namespaces_are_pinned(&shared.state.sandbox(&record.id), &record.spec);

@@ -228,14 +228,7 @@ fn security(security: &Security) -> Result<(), ContainerError> {
         return Err(invalid("apparmor.localhost_ref", format!("`{}`: not a profile's name", cut(profile))));
     }
     if let Some(label) = &security.selinux {
-        let word =
-            |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
-        let level = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b':' | b',' | b'.' | b'-');
-        let lengths = [&label.user, &label.role, &label.kind, &label.level].iter().all(|part| part.len() <= 255);
-        if !lengths || !word(&label.user) || !word(&label.role) || !word(&label.kind) || !label.level.bytes().all(level)
-        {
-            return Err(invalid("selinux_options", "not parts of a label: want words, and a level as `s0:c1,c2`"));
-        }
+        label.check().map_err(|reason| invalid("selinux_options", reason))?;
     }
     if let ContainerUsers::Mapped(namespace) = &security.user_namespace {
         namespace.check().map_err(|reason| invalid("namespace_options.userns_options", reason))?;

@@ -28,6 +28,7 @@ use crate::{
     observe::Stage,
     oci::{self, volumes},
     sandbox::{files, handler, interfaces, spec::NetworkMode},
+    selinux::Refusal,
     shim_client::{ShimClient, spawn},
     store::{
         record::{ContainerRecord, SandboxRecord},
@@ -163,6 +164,7 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     let resolved = volumes::resolve(&held)?;
     let sandbox_dir = shared.state.sandbox(&sandbox.id);
     let hostname = files::hostname(&sandbox.spec);
+    let labels = shared.selinux.labels(sandbox, &spec.security).map_err(Refusal::of_container)?;
     let built = oci::build(&oci::Inputs {
         spec,
         sandbox: &sandbox.spec,
@@ -177,10 +179,12 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         target_pid: *target_pid,
         rlimits: &shared.config.rlimits,
         pids_limit: shared.config.pids_limit,
+        profile: shared.apparmor.of(&spec.security)?,
+        labels: labels.as_ref(),
         host: &shared.host,
     })?;
-    if let Some(label) = &built.label {
-        oci::relabel::relabel(&resolved, label)?;
+    if let Some(labels) = &labels {
+        oci::relabel::relabel(&resolved, &labels.file)?;
     }
     let (program, json, handler) = confined(shared, order, &built.spec, &resolved)?;
     if built.spec.hooks().is_some() {

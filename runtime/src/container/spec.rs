@@ -251,6 +251,20 @@ pub struct SelinuxLabel {
     pub level: String,
 }
 
+impl SelinuxLabel {
+    /// Whether its parts can be parts of a label; what they mean is the loaded policy's to know.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let word =
+            |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+        let level = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b':' | b',' | b'.' | b'-');
+        let lengths = [&self.user, &self.role, &self.kind, &self.level].iter().all(|part| part.len() <= 255);
+        if lengths && word(&self.user) && word(&self.role) && word(&self.kind) && self.level.bytes().all(level) {
+            return Ok(());
+        }
+        Err("not parts of a label: want words, and a level as `s0:c1,c2`")
+    }
+}
+
 /// Who runs the process: the request's word against the image's.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum RunAs {

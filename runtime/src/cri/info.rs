@@ -35,6 +35,8 @@ pub(super) fn of_status(about: &About, status: &EngineStatus) -> Info {
         "socket": config.socket,
         "cgroup": { "driver": driver, "mode": status.cgroup_mode },
         "seccomp": status.seccomp,
+        "apparmor": { "enabled": status.apparmor.enabled, "problem": status.apparmor.problem },
+        "selinux": { "enabled": status.selinux.enabled, "problem": status.selinux.problem },
         "userNamespaces": status.features.user_namespaces,
         "kernel": about.kernel,
         "network": { "enabled": config.network.enabled, "bridge": config.network.bridge },

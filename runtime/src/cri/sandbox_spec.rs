@@ -49,6 +49,7 @@ pub(super) fn decode(config: Option<v1::PodSandboxConfig>, handler: String) -> R
         namespaces: namespaces(security.namespace_options)?,
         sysctls: linux.sysctls.into_iter().collect(),
         privileged: security.privileged,
+        selinux: security.selinux_options.map(security_spec::selinux),
         handler,
         resources: linux.resources.map(resource::for_update).transpose()?,
         overhead: linux.overhead.map(resource::for_update).transpose()?,

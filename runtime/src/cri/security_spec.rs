@@ -48,12 +48,7 @@ pub(super) fn decode(context: Option<v1::LinuxContainerSecurityContext>) -> Resu
         readonly_paths: Some(context.readonly_paths),
         seccomp: seccomp(context.seccomp, &context.seccomp_profile_path)?,
         apparmor: apparmor(context.apparmor, &context.apparmor_profile)?,
-        selinux: context.selinux_options.map(|label| SelinuxLabel {
-            user: label.user,
-            role: label.role,
-            kind: label.r#type,
-            level: label.level,
-        }),
+        selinux: context.selinux_options.map(selinux),
         cgroup: match v1::CgroupMountMode::try_from(context.cgroup_mount_mode) {
             Ok(v1::CgroupMountMode::Unspecified) => CgroupMount::Unspecified,
             Ok(v1::CgroupMountMode::ReadOnly) => CgroupMount::ReadOnly,
@@ -118,7 +113,11 @@ pub(super) fn apparmor(profile: Option<v1::SecurityProfile>, deprecated: &str) -
         (Some(profile), _) => Ok(match profile_type("apparmor", profile.profile_type)? {
             v1::security_profile::ProfileType::RuntimeDefault => AppArmor::RuntimeDefault,
             v1::security_profile::ProfileType::Unconfined => AppArmor::Unconfined,
-            v1::security_profile::ProfileType::Localhost => AppArmor::Localhost(profile.localhost_ref),
+            v1::security_profile::ProfileType::Localhost => {
+                // Callers write the name in both ways; in the deprecated field the prefix is what says that it is one.
+                let name = profile.localhost_ref;
+                AppArmor::Localhost(name.strip_prefix("localhost/").unwrap_or(&name).to_owned())
+            }
         }),
         (None, "") => Ok(AppArmor::Unspecified),
         (None, "unconfined") => Ok(AppArmor::Unconfined),
@@ -128,6 +127,10 @@ pub(super) fn apparmor(profile: Option<v1::SecurityProfile>, deprecated: &str) -
             None => Err(invalid(&field("apparmor_profile"), format!("`{}` is no profile", text.escape_debug()))),
         },
     }
+}
+
+pub(super) fn selinux(label: v1::SeLinuxOption) -> SelinuxLabel {
+    SelinuxLabel { user: label.user, role: label.role, kind: label.r#type, level: label.level }
 }
 
 fn profile_type(name: &str, value: i32) -> Result<v1::security_profile::ProfileType, Failure> {

@@ -27,9 +27,11 @@ use super::{
     table::Table,
 };
 use crate::{
+    apparmor::AppArmor,
     dirs::{RootDir, StateDir},
     oci::Host,
     seccomp::Programs,
+    selinux::Selinux,
     shim_client::Shims,
     stats::{layers::Layers, slot::Budget},
     store::Store,
@@ -75,6 +77,8 @@ pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         host: Host::detect(mode == cgroup::Mode::V2, systemd, &root.probe()),
         cgroup_mode: mode,
         programs: Programs::default(),
+        apparmor: AppArmor::detect(),
+        selinux: Selinux::detect(),
         table: Table::default(),
         events: Default::default(),
         checkpoints: Default::default(),

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use keelson_api::SandboxId;
 use tokio::sync::oneshot;
 
-use super::{Engine, table::Claim};
+use super::{
+    Engine,
+    table::{Claim, SandboxEntry},
+};
 use crate::{
     resources::Resources,
     sandbox::{
@@ -15,6 +18,7 @@ use crate::{
         spec::{NetworkMode, Whole},
         task::{Command, Reply, Task},
     },
+    selinux::Refusal,
     store::record::{Record as _, SandboxRecord},
 };
 
@@ -50,6 +54,7 @@ impl Engine {
                 reason: format!("user namespaces cannot be had on this host: {reason}"),
             });
         }
+        let level = self.shared.selinux.wants_level(spec.selinux.as_ref()).map_err(Refusal::of_sandbox)?;
         let spec = Arc::new(spec);
         // The task that has the name may end at this very moment: a failed creation, a removal. Then the name is free.
         for _ in 0..NAME_TRIES {
@@ -70,6 +75,7 @@ impl Engine {
                     }
                 }
                 Claim::New(entry, commands) => {
+                    let level = level.then(|| self.level(&entry, &spec)).flatten();
                     let record = SandboxRecord {
                         version: SandboxRecord::VERSION,
                         id,
@@ -77,6 +83,7 @@ impl Engine {
                         stopped_at: None,
                         state: sandbox::state::State::Creating,
                         made_cgroup: false,
+                        level,
                         spec: Arc::clone(&spec),
                     };
                     let mut task = Task::new(Arc::clone(&self.shared), entry, commands, record);
@@ -91,6 +98,22 @@ impl Engine {
             }
         }
         Err(draining())
+    }
+
+    /// The SELinux level of a new sandbox: the one it asks for, else one that no other sandbox has.
+    fn level(&self, entry: &SandboxEntry, spec: &SandboxSpec) -> Option<String> {
+        let asked = spec.selinux.as_ref().map(|label| label.level.as_str()).filter(|level| !level.is_empty());
+        if let Some(level) = asked {
+            entry.hold_level(level);
+            return Some(level.to_owned());
+        }
+        // Which one it begins with is nobody's secret; random, so that a sandbox's files are not the next one's at once.
+        let random = self.shared.random().map_or(0, u32::from_ne_bytes);
+        let level = self.shared.table.level(entry, random);
+        if level.is_none() {
+            tracing::warn!(sandbox = %entry.id, "every SELinux level is taken: its containers are not kept apart from others by one");
+        }
+        level
     }
 
     /// Kills what runs in it and takes its network and namespaces; repeatable, an unknown id is done.

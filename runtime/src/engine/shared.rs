@@ -20,10 +20,12 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{EngineConfig, events::Events, status::Health, table::Table};
 use crate::{
+    apparmor::AppArmor,
     dirs::StateDir,
     observe::counters,
     oci::Host,
     seccomp::Programs,
+    selinux::Selinux,
     shim_client::Shims,
     stats::{layers::Layers, slot::Budget},
     store::Store,
@@ -47,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) host: Host,
     pub(crate) cgroup_mode: keelson_shim::cgroup::Mode,
     pub(crate) programs: Programs,
+    pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: Selinux,
     pub(crate) table: Table,
     pub(crate) events: Arc<Events>,
     /// Containers whose checkpoint is being written.

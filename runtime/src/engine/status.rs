@@ -11,6 +11,7 @@ use std::{
 use keelson_network::Network;
 
 use super::{CgroupDriver, Engine, shared::blocking};
+use crate::{apparmor::AppArmorStatus, selinux::SelinuxStatus};
 
 /// How long a look at the network may take before the last finding is told.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,6 +35,10 @@ pub struct EngineStatus {
     pub cgroup_mode: &'static str,
     /// The kernel can filter system calls.
     pub seccomp: bool,
+    /// AppArmor of this host.
+    pub apparmor: AppArmorStatus,
+    /// SELinux of this host.
+    pub selinux: SelinuxStatus,
     /// What this host can do, found by trying.
     pub features: Features,
     /// Sandboxes known.
@@ -123,6 +128,8 @@ impl Engine {
                 keelson_shim::cgroup::Mode::V2 => "v2",
             },
             seccomp: std::path::Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+            apparmor: shared.apparmor.status(),
+            selinux: shared.selinux.status(),
             features: self.features(),
             sandboxes: shared.table.sandboxes().len(),
             containers: shared.table.containers().len(),

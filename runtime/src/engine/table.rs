@@ -3,8 +3,8 @@
 //! Owns the entries; the machines belong to the sandboxes' tasks. Must never show what is still being made.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use keelson_api::{ContainerId, SandboxId};
@@ -16,6 +16,7 @@ use crate::{
         spec::SandboxKey,
         task::queue::{Commands, Queue},
     },
+    selinux::level,
     shim_client::ShimClient,
     stats::slot::Slot,
 };
@@ -30,6 +31,8 @@ pub(crate) struct SandboxEntry {
     view: RwLock<Option<Arc<SandboxView>>>,
     /// Reads the cgroup of all its containers.
     pub(crate) stats: Slot,
+    /// SELinux level that is its own while it is there.
+    level: OnceLock<String>,
 }
 
 /// A container as others reach it.
@@ -64,6 +67,11 @@ impl SandboxEntry {
     /// What others see; none while it is being made.
     pub(crate) fn view(&self) -> Option<Arc<SandboxView>> {
         self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nobody else is given this SELinux level from now on; a second one changes nothing.
+    pub(crate) fn hold_level(&self, level: &str) {
+        let _ = self.level.set(level.to_owned());
     }
 
     /// It looks so now.
@@ -114,11 +122,27 @@ impl Table {
             return Claim::Taken(Arc::clone(taken));
         }
         let (commands, receiver) = Commands::new(QUEUE);
-        let entry =
-            Arc::new(SandboxEntry { id: id.clone(), commands, view: RwLock::default(), stats: Slot::default() });
+        let entry = Arc::new(SandboxEntry {
+            id: id.clone(),
+            commands,
+            view: RwLock::default(),
+            stats: Slot::default(),
+            level: OnceLock::new(),
+        });
         maps.keys.insert(key.clone(), id.clone());
         maps.sandboxes.insert(id, Arc::clone(&entry));
         Claim::New(entry, receiver)
+    }
+
+    /// Gives the sandbox an SELinux level that no other has, and returns it; `None`: all are taken.
+    pub(crate) fn level(&self, entry: &SandboxEntry, random: u32) -> Option<String> {
+        // Two that choose at once must see each other's choice.
+        let maps = self.write();
+        let taken: HashSet<&str> =
+            maps.sandboxes.values().filter_map(|other| other.level.get()).map(String::as_str).collect();
+        let level = level::pick(random, |level| taken.contains(level))?;
+        entry.hold_level(&level);
+        Some(level)
     }
 
     /// The sandbox is no more: its key is free, its id unknown.

@@ -14,9 +14,11 @@ use rustix::{
     io::Errno,
 };
 
-use crate::container::{ContainerError, spec::Volume};
+use crate::{
+    container::{ContainerError, spec::Volume},
+    selinux::ATTRIBUTE,
+};
 
-const ATTRIBUTE: &str = "security.selinux";
 /// The system's, with all below them.
 const WHOLE: [&str; 10] = ["/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr"];
 /// The system's themselves; folders of others lie in them.

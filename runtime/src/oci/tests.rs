@@ -5,7 +5,7 @@ use keelson_api::SandboxId;
 use super::*;
 use crate::{
     container::{
-        spec::{Access, AppArmor, Capabilities, Device, EnvVar, MountOption, Propagation, Security, SelinuxLabel},
+        spec::{Access, Capabilities, Device, EnvVar, MountOption, Propagation, Security},
         view::User,
     },
     dirs::StateDir,
@@ -23,6 +23,8 @@ struct Case {
     host: Host,
     images: Vec<mounts::ImageLayers>,
     cdi: cdi::Edits,
+    profile: Option<String>,
+    labels: Option<Labels>,
 }
 
 impl Case {
@@ -43,8 +45,6 @@ impl Case {
             host: Host {
                 unified: true,
                 systemd: false,
-                apparmor: false,
-                selinux: false,
                 capabilities: [
                     "CHOWN",
                     "DAC_OVERRIDE",
@@ -72,6 +72,8 @@ impl Case {
             },
             images: Vec::new(),
             cdi: cdi::Edits::default(),
+            profile: None,
+            labels: None,
         }
     }
 
@@ -91,6 +93,8 @@ impl Case {
             target_pid: Some(4711),
             rlimits: &[Rlimit { name: "RLIMIT_NOFILE".into(), soft: 1024, hard: 524_288 }],
             pids_limit: 1000,
+            profile: self.profile.clone(),
+            labels: self.labels.as_ref(),
             host: &self.host,
         })
     }
@@ -296,12 +300,6 @@ fn what_the_host_lacks_is_refused_by_name() {
             other => format!("not refused: {other:?}"),
         }
     };
-    assert_eq!(field(|case| case.spec.security.apparmor = AppArmor::Localhost("p".into())), "apparmor");
-    let label = SelinuxLabel { level: "s0:c1,c2".into(), ..Default::default() };
-    assert_eq!(
-        field(|case| case.spec.security.selinux = Some(SelinuxLabel { level: "s0:c1,c2".into(), ..Default::default() })),
-        "selinux_options"
-    );
     assert_eq!(
         field(|case| {
             case.host.unified = false;
@@ -316,19 +314,22 @@ fn what_the_host_lacks_is_refused_by_name() {
         }),
         "cgroup_mount_mode"
     );
-    // The same where the host has them.
+}
+
+#[test]
+fn profile_and_labels_are_where_runtimes_look_for_them() {
     let mut case = Case::new();
-    case.host.apparmor = true;
-    case.host.selinux = true;
-    case.spec.security.apparmor = AppArmor::Localhost("p".into());
-    case.spec.security.selinux = Some(label);
-    let process = case.build().unwrap().spec.process().clone().unwrap();
+    let built = case.build().unwrap().spec;
+    let process = built.process().as_ref().unwrap();
+    assert_eq!((process.apparmor_profile(), process.selinux_label()), (&None, &None));
+    assert_eq!(built.linux().as_ref().unwrap().mount_label(), &None);
+    case.profile = Some("p".into());
+    case.labels = Some(Labels { process: "u:r:t:s0".into(), file: "u:o:f:s0".into() });
+    let built = case.build().unwrap().spec;
+    let process = built.process().as_ref().unwrap();
     assert_eq!(process.apparmor_profile().as_deref(), Some("p"));
-    assert_eq!(process.selinux_label().as_deref(), Some("system_u:system_r:container_t:s0:c1,c2"));
-    let files = "system_u:object_r:container_file_t:s0:c1,c2";
-    let built = case.build().unwrap();
-    assert_eq!(built.spec.linux().as_ref().unwrap().mount_label().as_deref(), Some(files));
-    assert_eq!(built.label.as_deref(), Some(files));
+    assert_eq!(process.selinux_label().as_deref(), Some("u:r:t:s0"));
+    assert_eq!(built.linux().as_ref().unwrap().mount_label().as_deref(), Some("u:o:f:s0"));
 }
 
 #[test]

@@ -47,6 +47,9 @@ pub(crate) fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
     }
     ports(&spec.port_mappings, spec.namespaces.network)?;
     users(spec)?;
+    if let Some(label) = &spec.selinux {
+        label.check().map_err(|reason| invalid("selinux_options", reason))?;
+    }
     for (name, value) in &spec.sysctls {
         Sysctl::check(name, value, spec.namespaces)?;
     }

@@ -10,12 +10,13 @@ use rustix::mount::MountFlags;
 
 use super::{
     SandboxError, files, holder, namespaces, parent, release,
-    spec::{IpcMode, PidMode, PortMapping, Protocol, SandboxSpec},
+    spec::{IpcMode, PidMode, PortMapping, Protocol},
 };
 use crate::{
     dirs::SandboxDir,
     engine::shared::{Shared, blocking},
     observe::Stage,
+    selinux,
     store::record::SandboxRecord,
     user_namespace::UserNamespace,
 };
@@ -88,7 +89,7 @@ fn make(shared: &Shared, record: &SandboxRecord) -> Result<Vec<IpAddr>, Failure>
             .name("sandbox-files".into())
             .stack_size(256 * 1024)
             .spawn_scoped(scope, || {
-                span.in_scope(|| Stage::Files.run(&record.id, || fill(shared, spec, &hostname, &dir)))
+                span.in_scope(|| Stage::Files.run(&record.id, || fill(shared, record, &hostname, &dir)))
             })
             .map_err(failed("start thread"))?;
         let addresses = connect(shared, record, &hostname, &dir);
@@ -96,6 +97,9 @@ fn make(shared: &Shared, record: &SandboxRecord) -> Result<Vec<IpAddr>, Failure>
         let addresses = addresses?;
         filled?;
         files::write_hosts(spec, &hostname, &addresses, &dir).map_err(failed("write hosts file"))?;
+        if let Some(label) = shared.selinux.common(record) {
+            files::label(&dir, &label).map_err(failed("label files"))?;
+        }
         files::hand_over(spec, &dir).map_err(failed("give files to the sandbox's root"))?;
         Ok(addresses)
     })
@@ -106,6 +110,9 @@ fn connect(shared: &Shared, record: &SandboxRecord, hostname: &str, dir: &Sandbo
     let spec = &record.spec;
     let stage = Stage::Namespaces.begin(&record.id);
     let netns = namespaces::make(&shared.config, spec, hostname, dir)?;
+    if let (IpcMode::Sandbox, Some(label)) = (spec.namespaces.ipc, shared.selinux.common(record)) {
+        selinux::label_queues(&dir.ipc(), &label).map_err(failed("label message queues"))?;
+    }
     drop(stage);
     match (netns, &shared.network) {
         (Some(netns), Some(network)) => {
@@ -122,20 +129,24 @@ fn connect(shared: &Shared, record: &SandboxRecord, hostname: &str, dir: &Sandbo
 }
 
 /// Resolver, host name, shared memory.
-fn fill(shared: &Shared, spec: &SandboxSpec, hostname: &str, dir: &SandboxDir) -> Result<(), Failure> {
+fn fill(shared: &Shared, record: &SandboxRecord, hostname: &str, dir: &SandboxDir) -> Result<(), Failure> {
+    let spec = &record.spec;
     files::write(spec, hostname, dir).map_err(failed("write resolver and host name files"))?;
     if spec.namespaces.ipc == IpcMode::Sandbox {
         let root = spec.user_namespace.as_ref().map_or((0, 0), UserNamespace::root);
-        mount_shm(dir, shared.config.shm_size, root).map_err(failed("mount /dev/shm"))?;
+        let label = shared.selinux.common(record);
+        mount_shm(dir, shared.config.shm_size, root, label.as_deref()).map_err(failed("mount /dev/shm"))?;
     }
     Ok(())
 }
 
-/// `root` is the sandbox's own: its folder.
-fn mount_shm(dir: &SandboxDir, size: u64, root: (u32, u32)) -> io::Result<()> {
+/// `root` is the sandbox's own: its folder. `label`: SELinux's, for all that will be in it.
+fn mount_shm(dir: &SandboxDir, size: u64, root: (u32, u32), label: Option<&str>) -> io::Result<()> {
     std::fs::create_dir(dir.shm())?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let options = std::ffi::CString::new(format!("mode=1777,size={size},uid={},gid={}", root.0, root.1))?;
+    // In quotes, because a label has commas.
+    let label = label.map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
+    let options = std::ffi::CString::new(format!("mode=1777,size={size},uid={},gid={}{label}", root.0, root.1))?;
     Ok(rustix::mount::mount("shm", dir.shm(), "tmpfs", flags, options.as_c_str())?)
 }
 

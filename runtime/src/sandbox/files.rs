@@ -10,6 +10,7 @@ use keelson_network::dns as network;
 use super::spec::{Dns, NetworkMode, SandboxSpec};
 use crate::{
     dirs::SandboxDir,
+    selinux,
     store::{read_bounded, write_new},
 };
 
@@ -56,6 +57,11 @@ pub(crate) fn hand_over(spec: &SandboxSpec, dir: &SandboxDir) -> io::Result<()> 
     [dir.resolv_conf(), dir.hostname(), dir.hosts()]
         .iter()
         .try_for_each(|path| std::os::unix::fs::lchown(path, Some(uid), Some(gid)))
+}
+
+/// With SELinux the three files are what the sandbox's containers may read and write.
+pub(crate) fn label(dir: &SandboxDir, label: &str) -> io::Result<()> {
+    [dir.resolv_conf(), dir.hostname(), dir.hosts()].iter().try_for_each(|path| selinux::label(path, label))
 }
 
 /// In the network room's words.

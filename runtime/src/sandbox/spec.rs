@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{resources::Resources, user_namespace::UserNamespace};
+use crate::{container::spec::SelinuxLabel, resources::Resources, user_namespace::UserNamespace};
 
 /// Which face an object belongs to: each has its own names, and lists only its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -140,6 +140,9 @@ pub struct SandboxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// A privileged container may be made in it.
     pub privileged: bool,
+    /// SELinux label of its containers that name none of their own; `None`: the node chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SelinuxLabel>,
     /// Named way to run it; empty: the default. The only one so far is the default.
     pub handler: String,
     /// The workload's resources as a whole: told, not applied (its cgroup is the caller's).

@@ -51,6 +51,9 @@ pub(crate) struct SandboxRecord {
     /// Its cgroup parent was not there before: we made it, we take it.
     #[serde(default)]
     pub(crate) made_cgroup: bool,
+    /// SELinux level of its containers' processes and files, its own or the one it asked for; none: the policy's lowest, or no SELinux.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) level: Option<String>,
     #[serde(with = "shared")]
     pub(crate) spec: Arc<SandboxSpec>,
 }
@@ -133,6 +136,7 @@ pub(crate) mod tests {
             stopped_at: None,
             state: SandboxMachine::Ready { addresses: vec!["10.4.0.7".parse().unwrap()], holder_pid: None },
             made_cgroup: true,
+            level: None,
             spec: Arc::new(SandboxSpec { key, hostname: "web".into(), ..Default::default() }),
         }
     }

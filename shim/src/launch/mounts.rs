@@ -156,7 +156,8 @@ impl<'a> Mounts<'a> {
             parameters.push(Parameter::Value(c"source".into(), c_string(STEP, &mount.source)?));
         }
         parameters.extend(options.parameters);
-        if !self.label.is_empty() && matches!(kind, "tmpfs" | "devpts" | "mqueue") {
+        // Message queues were mounted by the kernel when it made their namespace: no mount of them takes a label.
+        if !self.label.is_empty() && matches!(kind, "tmpfs" | "devpts") {
             parameters.push(Parameter::Value(c"context".into(), c_string(STEP, self.label)?));
         }
         let mut attributes = options.attributes;
