@@ -16,6 +16,7 @@ mod kubelet;
 mod leaks;
 mod lists;
 mod logs;
+mod lsm;
 mod memory;
 mod mounts;
 mod observe;
