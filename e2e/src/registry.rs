@@ -26,6 +26,7 @@ pub struct Registry {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
     requests: Arc<Mutex<Vec<String>>>,
+    added: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
 }
 
 struct Shared {
@@ -33,6 +34,8 @@ struct Shared {
     names: BTreeMap<String, (String, String)>,
     types: BTreeMap<String, String>,
     requests: Arc<Mutex<Vec<String>>>,
+    /// Blobs and manifests of one test, by digest.
+    added: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
 }
 
 impl Registry {
@@ -41,10 +44,12 @@ impl Registry {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context("listen on loopback")?;
         let address = listener.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
+        let added = Arc::new(Mutex::new(BTreeMap::new()));
         let requests = Arc::new(Mutex::new(Vec::new()));
         let types =
             store.built()?.into_iter().map(|Built { manifest, media_type, .. }| (manifest, media_type)).collect();
-        let shared = Arc::new(Shared { names: store.names()?, store, types, requests: requests.clone() });
+        let shared = Shared { names: store.names()?, store, types, requests: requests.clone(), added: added.clone() };
+        let shared = Arc::new(shared);
         let stopping = stop.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -58,11 +63,20 @@ impl Registry {
                 });
             }
         });
-        Ok(Registry { address, stop, requests })
+        Ok(Registry { address, stop, requests, added })
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Serves one more blob or manifest, in every repository; gives its digest.
+    pub fn add(&self, bytes: Vec<u8>) -> String {
+        let digest = crate::images::sha256(&bytes);
+        if let Ok(mut added) = self.added.lock() {
+            added.insert(digest.clone(), bytes);
+        }
+        digest
     }
 
     /// Every request line so far: `GET /v2/...`.
@@ -134,7 +148,7 @@ impl Shared {
                 self.names.get(&format!("{repository}:{reference}")).cloned()
             };
             if let Some((digest, media_type)) = found
-                && let Some(bytes) = self.store.blob_path(&digest).and_then(|p| fs::read(p).ok())
+                && let Some(bytes) = self.bytes(&digest)
             {
                 let media_type = serde_json::from_slice::<serde_json::Value>(&bytes)
                     .ok()
@@ -145,9 +159,8 @@ impl Shared {
             return send(out, 404, "application/json", &[], br#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#, head);
         }
         if let Some((_, digest)) = rest.split_once("/blobs/")
-            && let Some(mut file) = self.store.blob_path(digest).and_then(|p| fs::File::open(p).ok())
+            && let Some((mut file, size)) = self.blob(digest)?
         {
-            let size = file.metadata()?.len();
             let from = range.unwrap_or(0).min(size);
             file.seek(SeekFrom::Start(from))?;
             let status = if range.is_some() { "206 Partial Content" } else { "200 OK" };
@@ -167,6 +180,29 @@ impl Shared {
             return Ok(());
         }
         send(out, 404, "application/json", &[], br#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#, head)
+    }
+}
+
+/// A blob, from wherever it is.
+trait Blob: Read + Seek {}
+impl<T: Read + Seek> Blob for T {}
+
+impl Shared {
+    fn bytes(&self, digest: &str) -> Option<Vec<u8>> {
+        let added = self.added.lock().ok().and_then(|added| added.get(digest).cloned());
+        added.or_else(|| self.store.blob_path(digest).and_then(|path| fs::read(path).ok()))
+    }
+
+    fn blob(&self, digest: &str) -> Result<Option<(Box<dyn Blob>, u64)>> {
+        if let Some(bytes) = self.added.lock().ok().and_then(|added| added.get(digest).cloned()) {
+            let size = bytes.len() as u64;
+            return Ok(Some((Box::new(std::io::Cursor::new(bytes)), size)));
+        }
+        let Some(file) = self.store.blob_path(digest).and_then(|path| fs::File::open(path).ok()) else {
+            return Ok(None);
+        };
+        let size = file.metadata()?.len();
+        Ok(Some((Box::new(file), size)))
     }
 }
 

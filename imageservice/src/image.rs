@@ -30,6 +30,8 @@ pub struct Image {
     pub chain: Vec<ChainId>,
     /// Never to be collected by the kubelet.
     pub pinned: bool,
+    /// A manifest that led to it says that it carries the checkpoint of a container. Anybody may say so of any image.
+    pub checkpoint: bool,
 }
 
 /// The part of the OCI image config that decides how a container runs. Every string is **image-supplied**: no engine meaning may

@@ -94,6 +94,7 @@ impl ImageService {
             layers: holds,
             blobs: vec![(id, blob)],
             pinned,
+            checkpoint: false,
         })
         .map_err(|source| ImportError::Commit { name, source })
     }

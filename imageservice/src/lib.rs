@@ -28,6 +28,6 @@ pub use layer::{Compression, Job, LayerDescriptor, LayerHold, Layers, UnpackErro
 pub use pull::{PullCounts, PullError, PullRequest, StageTime};
 pub use reference::Reference;
 pub use snapshot::{Snapshot, SnapshotError, SnapshotKey};
-pub use store::{CommitError, ImageService, NewImage, OpenError, RemoveError, Removed};
+pub use store::{CommitError, ImageService, NewImage, OpenError, RemoveError, Removed, Tree};
 pub use unpack::{Contents, unpack_tree};
 pub use usage::FsUsage;

@@ -27,6 +27,10 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 /// Docker schema 2 manifest list.
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// Annotations of an image that carries the checkpoint of a container: CRI-O's first one, and the one that came to be shared.
+const CHECKPOINT_NOTES: [&str; 2] =
+    ["io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name"];
+
 /// A document that a registry serves under `/manifests/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
@@ -43,6 +47,8 @@ pub struct Manifest {
     pub config: Target,
     /// The layer blobs.
     pub layers: Vec<LayerDescriptor>,
+    /// A note says that the layers hold the checkpoint of a container.
+    pub checkpoint: bool,
 }
 
 /// A choice of images.
@@ -110,7 +116,9 @@ fn manifest(raw: raw::Document, limits: &Limits) -> Result<Manifest, ManifestErr
     }
     let layers = layers.into_iter().enumerate();
     let layers = layers.map(|(at, raw)| layer(raw, at + 1, limits)).collect::<Result<_, _>>()?;
-    Ok(Manifest { config, layers })
+    let notes = raw.annotations.unwrap_or_default();
+    let checkpoint = CHECKPOINT_NOTES.iter().any(|name| notes.contains_key(*name));
+    Ok(Manifest { config, layers, checkpoint })
 }
 
 fn check_config_type(media_type: &str, artifact: Option<&str>) -> Result<(), ManifestError> {

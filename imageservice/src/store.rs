@@ -9,6 +9,7 @@ mod recover;
 mod remove;
 mod snapshots;
 mod stack;
+mod tree;
 mod view;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ use keelson_api::Digest;
 pub use self::{
     commit::{CommitError, NewImage},
     remove::{RemoveError, Removed},
+    tree::Tree,
 };
 use self::{record::Record, view::View};
 use crate::{

@@ -144,6 +144,7 @@ fn commit(service: &ImageService, tags: &[&str], digests: &[&str], tar: &[u8], c
             layers: vec![hold],
             blobs: vec![(id, config.to_vec())],
             pinned: false,
+            checkpoint: false,
         })
         .unwrap()
 }
@@ -185,7 +186,7 @@ fn privileged_a_pin_stays() {
     let mut store = Store::new();
     let image = ImportedImage { name: A.into(), layers: vec![tar("f", "1")], pinned: true, ..ImportedImage::default() };
     assert!(store.get().import(image.clone()).unwrap().pinned);
-    assert!(store.get().import(ImportedImage { pinned: false, ..image }).unwrap().pinned);
+    assert!(store.get().import(ImportedImage { pinned: false, checkpoint: false, ..image }).unwrap().pinned);
     assert!(store.reopen().find(A).unwrap().pinned);
 }
 
@@ -676,6 +677,7 @@ fn a_commit_without_its_layers_is_refused() {
         layers: vec![],
         blobs: vec![(id, b"config".to_vec())],
         pinned: false,
+        checkpoint: false,
     };
     let error = store.get().commit(new(vec![digest(b"layer")])).unwrap_err();
     assert!(error.to_string().contains("is not unpacked"), "{error}");

@@ -41,6 +41,8 @@ pub struct Config {
     pub stats: Stats,
     /// The CRIU program; need not be there.
     pub criu: PathBuf,
+    /// Containers are restored from images that carry a checkpoint.
+    pub checkpoint_images: bool,
     /// Runtime handlers beside the built-in one, by name.
     pub runtimes: BTreeMap<String, Runtime>,
 }

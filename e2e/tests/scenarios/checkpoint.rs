@@ -20,10 +20,10 @@ use tonic::Code;
 
 use crate::{scenario, scenario_with};
 
-const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo count $i; echo $i > /tmp/n; sleep 0.05; done";
+pub(crate) const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo count $i; echo $i > /tmp/n; sleep 0.05; done";
 
 /// The configuration that names a CRIU that works here.
-fn criu(test: &str) -> Option<String> {
+pub(crate) fn criu(test: &str) -> Option<String> {
     match keelson_e2e::criu::program() {
         Ok(program) => Some(format!("[checkpoint]\ncriu = \"{program}\"\n")),
         Err(reason) => {
@@ -33,33 +33,33 @@ fn criu(test: &str) -> Option<String> {
     }
 }
 
-async fn checkpoint(cri: &mut Cri, id: &str, location: &Path, timeout: i64) -> Result<(), tonic::Status> {
+pub(crate) async fn checkpoint(cri: &mut Cri, id: &str, location: &Path, timeout: i64) -> Result<(), tonic::Status> {
     let location = location.to_string_lossy().into_owned();
     let request = cri::CheckpointContainerRequest { container_id: id.into(), location, timeout };
     cri.runtime.checkpoint_container(request).await.map(drop)
 }
 
-fn log(node: &Node, path: &str) -> String {
+pub(crate) fn log(node: &Node, path: &str) -> String {
     fs::read_to_string(node.logs_dir().join(path)).unwrap_or_default()
 }
 
-fn count(log: &str) -> u64 {
+pub(crate) fn count(log: &str) -> u64 {
     log.lines().rev().find_map(|line| line.rsplit_once("count ")?.1.parse().ok()).unwrap_or(0)
 }
 
-async fn goes_on(node: &Node, path: &str) -> Result<u64> {
+pub(crate) async fn goes_on(node: &Node, path: &str) -> Result<u64> {
     let before = count(&log(node, path));
     eventually("the counter goes on", async || (count(&log(node, path)) > before + 2).then_some(())).await?;
     Ok(before)
 }
 
 /// A container that comes from an archive.
-fn from(name: &str, archive: &Path) -> cri::ContainerConfig {
+pub(crate) fn from(name: &str, archive: &Path) -> cri::ContainerConfig {
     container(name, &archive.to_string_lossy(), "echo this is never run")
 }
 
 /// The members of an archive.
-fn members(archive: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+pub(crate) fn members(archive: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     for entry in tar::Archive::new(File::open(archive)?).entries()? {
         let mut entry = entry?;
@@ -72,7 +72,7 @@ fn members(archive: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// The archive with a change.
-fn forge(from: &Path, to: &Path, change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> Result<()> {
+pub(crate) fn forge(from: &Path, to: &Path, change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> Result<()> {
     let mut tar = tar::Builder::new(File::create(to)?);
     for (name, bytes) in members(from)? {
         if name.ends_with('/') || name == "checkpoint" {
@@ -84,7 +84,7 @@ fn forge(from: &Path, to: &Path, change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8
     Ok(tar.finish()?)
 }
 
-fn add<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> Result<()> {
+pub(crate) fn add<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o600);
     header.set_size(bytes.len() as u64);
@@ -92,7 +92,7 @@ fn add<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -
 }
 
 /// Nothing of an archive is left in the daemon's folder.
-fn folders(node: &Node) -> usize {
+pub(crate) fn folders(node: &Node) -> usize {
     fs::read_dir(node.root_dir().join("checkpoints")).into_iter().flatten().count()
 }
 
@@ -540,6 +540,71 @@ fn nothing_but_memory_and_files_comes_from_an_archive() {
         goes_on(node, "pod/again.log").await?;
         ensure!(cri.exec(&again, &["touch", "/data/x"], 5).await?.exit_code != 0, "the request says read-only");
         ensure!(folders(node) == 0, "folders are left");
+        Ok(())
+    });
+}
+
+/// A program before CRIU that keeps what it is told.
+fn told(folder: &Path, criu: &str) -> Result<PathBuf> {
+    let path = folder.join("told-criu");
+    let words = folder.join("words");
+    fs::write(&path, format!("#!/bin/sh\nfor w; do echo \"$w\"; done >> {}\nexec {criu} \"$@\"\n", words.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(words)
+}
+
+#[test]
+fn names_of_an_archive_reach_neither_criu_s_command_line_nor_files_outside() {
+    const NAME: &str = "names_of_an_archive_reach_neither_criu_s_command_line_nor_files_outside";
+    if criu(NAME).is_none() {
+        return;
+    }
+    let program = keelson_e2e::criu::program().expect("looked for above");
+    let scratch = tempfile::tempdir().expect("scratch");
+    let words = told(scratch.path(), &program).expect("a program before CRIU");
+    let config = format!("[checkpoint]\ncriu = \"{}/told-criu\"\n", scratch.path().display());
+    scenario_with(&config, async |node, mut cri| {
+        cri.pull("busybox").await?;
+        let sandbox = pod(node, "pod");
+        let id = cri.run_pod(&sandbox).await?;
+        let plain = cri.run(&id, container("plain", "busybox", COUNTER), &sandbox).await?;
+        goes_on(node, "pod/plain.log").await?;
+        let honest = node.logs_dir().join("honest.tar");
+        checkpoint(&mut cri, &plain, &honest, 60).await?;
+        let hostile = node.logs_dir().join("hostile.tar");
+
+        // Streams: what is not a form of numbers is not passed on, whatever becomes of the restore.
+        let names = ["pipe:[../../../etc/shadow]", "pipe:[7]:/etc/shadow", "file[7:7]:/etc/shadow", "/etc/shadow"];
+        for (number, name) in names.into_iter().enumerate() {
+            forge(&honest, &hostile, |member, bytes| match member {
+                "checkpoint/descriptors.json" => Some(serde_json::json!(["", name, name]).to_string().into_bytes()),
+                _ => Some(bytes),
+            })?;
+            let made = cri.create(&id, from(&format!("stream{number}"), &hostile), &sandbox).await?;
+            // Without its streams it may fail or run unheard.
+            let _ = cri.start(&made).await;
+            cri.remove(&made).await?;
+        }
+        let all = fs::read_to_string(&words)?;
+        ensure!(all.lines().any(|word| word == "restore"), "CRIU was never asked to restore: {all}");
+        ensure!(!all.contains("shadow"), "a name of the archive on CRIU's command line: {all}");
+
+        // Files: one that goes up is refused before CRIU is asked for anything.
+        let asked = |all: &str| all.lines().filter(|word| *word == "restore").count();
+        let before = asked(&all);
+        forge(&honest, &hostile, |member, mut bytes| {
+            if member == "checkpoint/files.img"
+                && let Some(at) = bytes.windows(5).position(|part| part == b"/bin/")
+            {
+                // As long as it was: the form of the image stays.
+                bytes[at..at + 6].copy_from_slice(b"/../up");
+            }
+            Some(bytes)
+        })?;
+        let made = cri.create(&id, from("up", &hostile), &sandbox).await;
+        let status = made.err().context("a name that goes up was taken")?;
+        ensure!(status.message().contains("not a plain path"), "{status}");
+        ensure!(asked(&fs::read_to_string(&words)?) == before && folders(node) == 0, "something was done or is left");
         Ok(())
     });
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod checkpoint;
+mod checkpoint_image;
 mod confinement;
 mod containers;
 mod contract;

@@ -17,6 +17,7 @@ pub(super) struct Document {
     pub(super) config: Option<Descriptor>,
     pub(super) layers: Option<Vec<Descriptor>>,
     pub(super) manifests: Option<Vec<Descriptor>>,
+    pub(super) annotations: Option<HashMap<String, IgnoredAny>>,
     fs_layers: Option<IgnoredAny>,
 }
 

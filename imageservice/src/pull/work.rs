@@ -197,6 +197,7 @@ impl Pull {
             layers,
             blobs: self.documents,
             pinned: false,
+            checkpoint: manifest.checkpoint,
         };
         let service = self.service;
         match tokio::task::spawn_blocking(move || service.commit(new)).await {

@@ -42,6 +42,8 @@ pub struct NewImage {
     pub blobs: Vec<(Digest, Vec<u8>)>,
     /// Never to be collected by the kubelet. Once pinned, an image stays so.
     pub pinned: bool,
+    /// The manifest says that it carries a checkpoint. Once said of an image, it stays so.
+    pub checkpoint: bool,
 }
 
 /// Why an image was not made. Its layers stay for a retry, for a while.
@@ -206,6 +208,7 @@ impl ImageService {
         record.generation = generation;
         record.removed = false;
         record.pinned |= new.pinned;
+        record.checkpoint |= new.checkpoint;
         record.tags = union(&record.tags, &new.tags);
         record.digests = union(&record.digests, &new.digests);
         let layer_blobs = new.layers.iter().map(|hold| hold.record().blob).filter(|blob| self.content.has(blob));

@@ -39,6 +39,9 @@ pub(super) struct Record {
     /// Removed by its user while snapshots lay on it: no longer an image, only a claim on layers, until the last of them goes.
     pub(super) removed: bool,
     pub(super) root: RootAttributes,
+    /// As in [`Image`].
+    #[serde(default)]
+    pub(super) checkpoint: bool,
 }
 
 /// Owner and mode of `/`: overlayfs takes them from the writable folder, so that one must be given them.
@@ -78,6 +81,7 @@ impl Record {
             pinned: false,
             removed: false,
             root: stack.root,
+            checkpoint: false,
         }
     }
 
@@ -100,6 +104,7 @@ impl Record {
             diff_ids: self.diff_ids.clone(),
             chain: ChainId::chain(&self.diff_ids),
             pinned: self.pinned,
+            checkpoint: self.checkpoint,
         }
     }
 

@@ -196,7 +196,7 @@ fn readable(path_fd: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(path_fd, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-fn is_opaque(path_fd: &OwnedFd) -> io::Result<bool> {
+pub(super) fn is_opaque(path_fd: &OwnedFd) -> io::Result<bool> {
     let mut value = [0; 1];
     match rustix::fs::fgetxattr(&readable(path_fd)?, "trusted.overlay.opaque", &mut value) {
         Ok(_) => Ok(value == *b"y"),

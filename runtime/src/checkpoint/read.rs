@@ -1,4 +1,4 @@
-//! Reading archives: unpacked into a folder of root's alone, its few texts read, its images checked, its changed files put over an
+//! Reading checkpoints, from archives and out of images: unpacked into a folder of root's alone, its few texts read, its images checked, its changed files put over an
 //! image. What is not named here is not looked at.
 //! Blocks: on the blocking pool of the daemon. Limits are those of an image's layer.
 //! Owns nothing: the folder belongs to the container, or to who called.
@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use keelson_imageservice::{Contents, Limits, unpack_tree};
+use keelson_imageservice::{Contents, Limits, Tree, unpack_tree};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::{CheckpointError, metadata};
@@ -95,6 +95,39 @@ pub(crate) fn archive(path: &Path) -> Result<File, CheckpointError> {
         return Err(CheckpointError::io("open checkpoint archive", path)(io::Error::other("it is no regular file")));
     }
     Ok(file)
+}
+
+/// Whether an image's files are those of a checkpoint.
+///
+/// # Errors
+/// Those of the file system; a checkpoint's name that is no file.
+pub(crate) fn is_checkpoint(tree: &Tree) -> io::Result<bool> {
+    Ok(tree.open(None, metadata::CONFIG)?.is_some() && tree.open(Some(metadata::IMAGES), "inventory.img")?.is_some())
+}
+
+/// Copies a checkpoint out of an image into its folder, which is made: what an archive is unpacked to, and nothing else of it.
+///
+/// # Errors
+/// One of its files is no regular file, or those of the file system.
+pub(crate) fn copy(tree: &Tree, folder: &Folder) -> Result<(), CheckpointError> {
+    folder.make()?;
+    let images = folder.archive().join(metadata::IMAGES);
+    fs::DirBuilder::new().mode(0o700).create(&images).map_err(CheckpointError::io("make folder", &images))?;
+    let failed = |name: &str| CheckpointError::io("copy out of the image", Path::new(name));
+    let listed = tree.names(metadata::IMAGES).map_err(failed(metadata::IMAGES))?;
+    let texts = [metadata::CONFIG, metadata::CHANGES].map(|name| (None, name));
+    for (within, name) in texts.into_iter().chain(listed.iter().map(|name| (Some(metadata::IMAGES), name.as_str()))) {
+        let Some(mut from) = tree.open(within, name).map_err(failed(name))? else { continue };
+        let path = if within.is_some() { images.join(name) } else { folder.archive().join(name) };
+        let copied = new_file(&path).and_then(|mut to| io::copy(&mut from, &mut to));
+        copied.map_err(CheckpointError::io("write", &path))?;
+    }
+    Ok(())
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Which container an unpacked archive was made from.

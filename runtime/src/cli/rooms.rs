@@ -36,6 +36,7 @@ pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
         writable_layer_period: config.stats.writable_layer_period,
         network: config.network.enabled.then(|| network(config)),
         criu: config.criu.clone(),
+        checkpoint_images: config.checkpoint_images,
         handlers: config
             .runtimes
             .iter()

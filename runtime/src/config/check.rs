@@ -68,6 +68,7 @@ pub(super) fn check(raw: Raw, overrides: &Overrides) -> Result<Config, Bad> {
         containers: containers(&raw.containers)?,
         records: records(&raw.records)?,
         stats: stats(&raw.stats)?,
+        checkpoint_images: raw.checkpoint.images.unwrap_or(false),
         criu: path("checkpoint.criu", None, raw.checkpoint.criu, DEFAULT_CRIU)?,
         runtimes: runtimes::check(raw.runtimes)?,
         root,

@@ -37,6 +37,7 @@ pub(super) struct RawStats {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawCheckpoint {
     pub(super) criu: Option<String>,
+    pub(super) images: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

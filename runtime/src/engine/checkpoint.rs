@@ -1,9 +1,10 @@
-//! What can be asked about checkpoints: write one of a container or of a sandbox's containers; open one for a new container.
+//! What can be asked about checkpoints: write one of a container or of a sandbox's containers; open one for a new container (`open`).
 //! Methods of the engine, on tokio workers; the work is a task of its own that a vanished caller does not stop.
 //! Owns the folders of checkpoints being written, and the claim that a container is written once at a time.
 //! Must never leave a container held: whatever fails, all are let go; a daemon that is killed lets go by its closed connections.
 
 mod capture;
+mod open;
 
 use std::{
     collections::BTreeSet,
@@ -12,18 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keelson_api::{ContainerId, SandboxId};
-use keelson_imageservice::Image;
+use keelson_api::ContainerId;
 
-use super::{
-    Engine,
-    shared::{Shared, blocking},
-};
+use super::{Engine, shared::Shared};
 use crate::{
-    checkpoint::{
-        CheckpointError, pod,
-        read::{self, Folder},
-    },
+    checkpoint::{CheckpointError, read::Folder},
     container::{self, ContainerError, ContainerSpec, ContainerState, ContainerView, spec::ContainerPid},
     sandbox::{SandboxSpec, SandboxView, spec::PidMode},
     shim_client::ShimClient,
@@ -94,76 +88,6 @@ impl Engine {
         self.write(targets, Into::Pod(Arc::clone(sandbox)), location, None).await
     }
 
-    /// Unpacks the archive that a container specification names in the place of an image.
-    pub(super) async fn open_checkpoint(
-        &self,
-        sandbox: &SandboxId,
-        spec: &mut ContainerSpec,
-    ) -> Result<Arc<Image>, ContainerError> {
-        let view = self.find_sandbox(sandbox.as_str());
-        let view = view.ok_or_else(|| ContainerError::SandboxNotFound { id: sandbox.to_string() })?;
-        possible(spec, &view.spec)?;
-        let shared = Arc::clone(&self.shared);
-        let path = PathBuf::from(&spec.image);
-        let (folder, image) = blocking(move || {
-            let name = folder_name(&shared, "restore")?;
-            let folder = shared.checkpoint(&name);
-            let opened = read::archive(&path)
-                .and_then(|file| read::unpack(file, &folder, &shared.config.images.limits))
-                .and_then(|()| base_image(&shared, &folder));
-            match opened {
-                Ok(image) => Ok((name, image)),
-                Err(error) => {
-                    discard(&folder);
-                    Err(error)
-                }
-            }
-        })
-        .await
-        .map_err(|error: CheckpointError| ContainerError::Checkpoint {
-            act: "open checkpoint",
-            id: None,
-            source: error,
-        })?;
-        spec.checkpoint = Some(folder);
-        Ok(image)
-    }
-
-    /// Takes away what [`Engine::open_checkpoint`] unpacked for a container that has not come to be, or had been made before.
-    pub(super) async fn close_checkpoint(&self, folder: String, made: Option<&ContainerId>) {
-        let kept = made
-            .and_then(|id| self.find_container(id.as_str()))
-            .is_some_and(|view| view.spec.checkpoint.as_deref() == Some(folder.as_str()));
-        if !kept {
-            let folder = self.shared.checkpoint(&folder);
-            blocking(move || discard(&folder)).await;
-        }
-    }
-
-    /// Unpacks the archive of a pod and gives the checkpoint of each of its containers as an archive of its own, by name. The
-    /// folder is the caller's to give back.
-    ///
-    /// # Errors
-    /// See [`ContainerError`].
-    pub async fn open_pod_checkpoint(&self, path: PathBuf) -> Result<PodCheckpoint, ContainerError> {
-        let shared = Arc::clone(&self.shared);
-        let opened = blocking(move || {
-            let folder = shared.checkpoint(&folder_name(&shared, "restore")?);
-            let opened = read::archive(&path)
-                .and_then(|file| read::unpack(file, &folder, &shared.config.images.limits))
-                .and_then(|()| pod::containers(&folder));
-            match opened {
-                Ok(containers) => Ok(PodCheckpoint { containers, folder }),
-                Err(error) => {
-                    discard(&folder);
-                    Err(error)
-                }
-            }
-        });
-        let failed = |source| ContainerError::Checkpoint { act: "open checkpoint", id: None, source };
-        opened.await.map_err(failed)
-    }
-
     fn target(&self, id: &ContainerId) -> Result<Target, ContainerError> {
         const ACT: &str = "checkpoint";
         let shim = self.running(id, ACT)?;
@@ -207,20 +131,6 @@ impl Engine {
     }
 }
 
-/// An unpacked archive of a pod. Its folder goes with it.
-pub struct PodCheckpoint {
-    /// Names, and the archive of each, in the order of the pod's archive.
-    pub containers: Vec<(String, PathBuf)>,
-    folder: Folder,
-}
-
-impl Drop for PodCheckpoint {
-    fn drop(&mut self) {
-        // Some files below a folder of ours; a restore is no hot path.
-        discard(&self.folder);
-    }
-}
-
 /// What cannot be written or restored yet is told before anything is touched: restored processes would not be where the request says.
 fn possible(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), ContainerError> {
     let unsupported = |field: &str, reason: &str| {
@@ -253,15 +163,6 @@ fn possible(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), Container
         );
     }
     Ok(())
-}
-
-/// The image that a checkpoint was made from: exactly that one, by its id.
-fn base_image(shared: &Shared, folder: &Folder) -> Result<Arc<Image>, CheckpointError> {
-    let wanted = read::config(folder)?.rootfs_image_ref;
-    let absent = || CheckpointError::NoImage { image: wanted.chars().take(200).flat_map(char::escape_debug).collect() };
-    let digest: keelson_api::Digest = wanted.parse().map_err(|_| absent())?;
-    let image = shared.images.find(&digest.to_string()).ok_or_else(absent)?;
-    if image.id.to_string() == digest.to_string() { Ok(image) } else { Err(absent()) }
 }
 
 fn folder_name(shared: &Shared, purpose: &str) -> Result<String, CheckpointError> {

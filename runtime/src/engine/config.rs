@@ -69,6 +69,8 @@ pub struct EngineConfig {
     pub writable_layer_period: Duration,
     /// The CRIU program, for checkpoints; need not be there.
     pub criu: PathBuf,
+    /// Restore containers from images that carry a checkpoint.
+    pub checkpoint_images: bool,
     /// Let containers that are not root bind ports below 1024.
     pub unprivileged_ports: bool,
     /// Let containers that are not root send ICMP echo.
@@ -96,6 +98,7 @@ impl EngineConfig {
             shm_size: 64 * 1024 * 1024,
             writable_layer_period: Duration::from_secs(10),
             criu: PathBuf::from("/usr/sbin/criu"),
+            checkpoint_images: false,
             unprivileged_ports: true,
             unprivileged_icmp: true,
             handlers: BTreeMap::new(),

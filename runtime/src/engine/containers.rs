@@ -49,13 +49,11 @@ impl Engine {
             .table
             .sandbox(sandbox)
             .ok_or_else(|| ContainerError::SandboxNotFound { id: sandbox.to_string() })?;
-        if !spec.image.starts_with('/') {
-            let image = self.shared.images.find(&spec.image);
-            let image = image.ok_or_else(|| ContainerError::ImageMissing { image: spec.image.clone() })?;
-            return self.create_from(sandbox, entry, spec, image).await;
-        }
-        // No reference begins so: it is the archive of a checkpoint.
-        let image = self.open_checkpoint(sandbox, &mut spec).await?;
+        let source = match self.source(&spec).await? {
+            Err(image) => return self.create_from(sandbox, entry, spec, image).await,
+            Ok(source) => source,
+        };
+        let image = self.open_checkpoint(sandbox, &mut spec, source).await?;
         let folder = spec.checkpoint.clone().unwrap_or_default();
         let made = self.create_from(sandbox, entry, spec, image).await;
         self.close_checkpoint(folder, made.as_ref().ok()).await;

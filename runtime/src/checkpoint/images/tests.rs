@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    super::wire::{put_bytes, put_number, put_text, write_image},
+    super::wire::{self, put_bytes, put_number, put_text, write_image},
     *,
 };
 
@@ -168,6 +168,13 @@ fn with_creds(set: &mut Set, change: impl FnOnce(&mut Message)) {
     put(set, "core-1", vec![vec![n(1, 1), m(3, task()), m(5, thread(creds))]]);
 }
 
+/// The honest set with one more file open.
+fn with_open(name: &str) -> Set {
+    let mut set = honest();
+    with_file(&mut set, vec![n(1, 1), n(2, 9), m(3, vec![t(6, name)])]);
+    set
+}
+
 fn with_file(set: &mut Set, file: Message) {
     set.get_mut("files.img").unwrap().push(file);
 }
@@ -262,6 +269,12 @@ fn files_that_belong_to_no_container_are_refused() {
     refused("no standard stream", |set| with_file(set, regular("/etc/shadow", 1)));
     refused("plain path", |set| with_file(set, regular("/a/../../etc/shadow", 0)));
     refused("plain path", |set| with_file(set, regular("file[1:2]", 0)));
+    for name in ["/proc/kmsg", "/proc/kallsyms", "/proc/7/mem", "/proc/1/pagemap", "/proc/7/net/../environ"] {
+        assert!(taken(&with_open(name), &bounds()).is_err(), "{name}");
+    }
+    for name in ["/proc/7/stat", "/proc/meminfo", "/proc/sys/kernel/hostname", "/proc/7/net/tcp", "/procfile"] {
+        taken(&with_open(name), &bounds()).unwrap();
+    }
     for kind in [0, 10, 11, 12, 14, 15, 16, 19, 21, 127] {
         refused("belongs to no container", |set| with_file(set, vec![n(1, kind), n(2, 9)]));
     }

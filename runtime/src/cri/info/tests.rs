@@ -107,6 +107,7 @@ fn the_inside_of_an_image() {
         },
         chain: ChainId::chain(&diff_ids),
         diff_ids,
+        checkpoint: false,
         pinned: false,
     };
     let found = json(&of_image(&image), "info");
