@@ -577,7 +577,11 @@ fn names_of_an_archive_reach_neither_criu_s_command_line_nor_files_outside() {
         let names = ["pipe:[../../../etc/shadow]", "pipe:[7]:/etc/shadow", "file[7:7]:/etc/shadow", "/etc/shadow"];
         for (number, name) in names.into_iter().enumerate() {
             forge(&honest, &hostile, |member, bytes| match member {
-                "checkpoint/descriptors.json" => Some(serde_json::json!(["", name, name]).to_string().into_bytes()),
+                // Standard input is the host's /dev/null, and needs its name.
+                "checkpoint/descriptors.json" => {
+                    let own: Vec<String> = serde_json::from_slice(&bytes).unwrap_or_default();
+                    Some(serde_json::json!([own.first(), name, name]).to_string().into_bytes())
+                }
                 _ => Some(bytes),
             })?;
             let made = cri.create(&id, from(&format!("stream{number}"), &hostile), &sandbox).await?;
