@@ -370,7 +370,7 @@ fn t15_a_pod_with_a_user_namespace_on_the_nodes_network() {
         let plain = inside(container("plain", "busybox", "exec sleep 1000"), on_host());
         // What the node's root may write at any time, with the value that it has.
         const KNOB: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-        let knob = Path::new(KNOB).exists().then_some(KNOB).unwrap_or("/sys/kernel/uevent_seqnum");
+        let knob = if Path::new(KNOB).exists() { KNOB } else { "/sys/kernel/uevent_seqnum" };
         for c in [plain, all, privileged] {
             let c = cri.run(&id, c, &config).await?;
             let sh = async |cri: &mut Cri, script: &str| cri.shell(&c, script).await.map(|text| text.trim().to_owned());
