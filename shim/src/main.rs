@@ -8,6 +8,7 @@ mod criu;
 mod hello;
 mod oci;
 mod owner;
+mod pause;
 mod serve;
 
 use std::ffi::OsString;
@@ -24,6 +25,7 @@ Usage:
                                  with a connected socket as stdin)
   keelson-shim oci COMMAND ...   OCI runtime command line (`keelson-shim oci --help`); also by the name keelson-oci
   keelson-shim hello [id]        say hello from inside a container (the program of the built-in image)
+  keelson-shim pause             do nothing until told to end (the container that holds the sandbox of a sandboxed runtime)
   keelson-shim --version
 ";
 
@@ -65,6 +67,7 @@ fn run(command: &OsString, parser: &mut Parser) -> Outcome {
         },
         Some("oci") => Ok(oci::run(parser)),
         Some("hello") => hello::run(parser.next()?.is_some()).map_err(Into::into),
+        Some("pause") => pause::run().map_err(Into::into),
         Some(_) | None => Err(format!("unknown command {command:?}; see --help").into()),
     }
 }

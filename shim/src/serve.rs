@@ -158,8 +158,8 @@ impl Supervisor {
             let now = Instant::now();
             if let Some(exec) = self.execs.iter_mut().find(|exec| exec.pid == pid) {
                 exec.reaped(exit, now);
-            } else if self.phase.container().is_some_and(|container| container.created.pid == pid) {
-                self.init_ended(exit, now);
+            } else if let Some(container) = self.phase.container().filter(|container| container.created.pid == pid) {
+                self.init_ended(container.exit(exit), now);
             } else {
                 self.other_child_ended(pid, exit, now);
             }

@@ -65,7 +65,7 @@ impl Container {
         let spec: Spec = serde_json::from_slice(&call.spec)
             .map_err(|error| failure("read spec", "", FailureKind::Invalid, &error))?;
         call.spec = Vec::new();
-        let runtime = call.handler.as_ref().map(|handler| Box::new(Runtime::new(id, handler, call.systemd_cgroup)));
+        let mut runtime = call.handler.as_ref().map(|handler| Box::new(Runtime::new(id, handler, call.systemd_cgroup)));
         let seccomp = match &runtime {
             // It compiles the profile of the spec.
             Some(_) => Vec::new(),
@@ -79,7 +79,7 @@ impl Container {
         };
         let streams = InitStreams::open(call.stdio.as_ref(), &spec)
             .map_err(|errno| failure("make standard streams", "", FailureKind::System, &errno))?;
-        let mut created = match &runtime {
+        let mut created = match &mut runtime {
             Some(runtime) => runtime.create(&call, &spec, streams.child)?,
             None => create(id, &call, &spec, &seccomp, streams.child)?,
         };
@@ -130,9 +130,55 @@ impl Container {
 
     /// Lets the init exec the user's program.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
-        match &self.maker {
+        match &mut self.maker {
             Maker::Launcher(_) => self.created.start().map_err(|error| Failure::from(&error)),
-            Maker::Runtime(runtime) => runtime.start(),
+            Maker::Runtime(runtime) => runtime.start(&mut self.created),
+        }
+    }
+
+    /// The host process to look for the container in.
+    pub(super) fn pid(&self) -> i32 {
+        self.lodger().map_or(self.created.pid, Runtime::host)
+    }
+
+    /// The runtime of a container that shares a process with others of its pod.
+    fn lodger(&self) -> Option<&Runtime> {
+        match &self.maker {
+            Maker::Runtime(runtime) if runtime.is_lodged() => Some(runtime),
+            Maker::Runtime(_) | Maker::Launcher(_) => None,
+        }
+    }
+
+    /// Whether no child of this process tells of the container's end.
+    pub(super) fn ends_unseen(&self) -> bool {
+        self.lodger().is_some_and(|runtime| !runtime.is_awaited())
+    }
+
+    /// How the container ended, when the child that tells of it has ended so.
+    pub(super) fn exit(&self, exit: keelson_sys::pidfd::Exit) -> keelson_sys::pidfd::Exit {
+        self.lodger().map_or(exit, Runtime::told)
+    }
+
+    /// Whether its init would not hear this signal now.
+    pub(super) fn is_deaf(&self, signal: i32) -> bool {
+        // What a lodger hears, its runtime alone knows.
+        self.lodger().is_none() && super::unheard::is_deaf(self.created.pid, signal)
+    }
+
+    /// Kills what an exec has started.
+    pub(super) fn kill_exec(&self, exec: &super::exec::Exec) {
+        if let Some(runtime) = self.lodger() {
+            runtime.kill_exec(exec.pid);
+        }
+        if let Err(error) = exec.leaf.kill() {
+            super::complain(&error);
+        }
+    }
+
+    /// An exec is over.
+    pub(super) fn forget_exec(&self, pid: i32) {
+        if let Some(runtime) = self.lodger() {
+            runtime.forget_exec(pid);
         }
     }
 
@@ -216,6 +262,9 @@ impl Container {
         if !(1..=64).contains(&signal) {
             return Err(failure("send signal", &signal.to_string(), FailureKind::Invalid, &NoSignal));
         }
+        if let Some(runtime) = self.lodger() {
+            return runtime.signal(signal, all);
+        }
         let targets = match (all, signal == rustix::process::Signal::KILL.as_raw()) {
             (false, false) if self.is_foreign() => {
                 let Maker::Runtime(runtime) = &self.maker else { return Ok(()) };
@@ -248,10 +297,17 @@ impl Container {
 
     /// Kills every process of the container, whichever way works.
     pub(super) fn kill(&self) {
+        if let Some(runtime) = self.lodger()
+            && runtime.kill_lodger()
+        {
+            return;
+        }
         if let Err(error) = self.created.cgroup.kill() {
             super::complain(&error);
         }
-        let _ = keelson_sys::pidfd::send_signal(&self.created.pidfd, rustix::process::Signal::KILL.as_raw());
+        if !self.ends_unseen() {
+            let _ = keelson_sys::pidfd::send_signal(&self.created.pidfd, rustix::process::Signal::KILL.as_raw());
+        }
     }
 }
 
@@ -312,6 +368,9 @@ struct NoSignal;
 
 /// Ends and forgets a container that was made but cannot be used.
 fn undo(created: &Created, runtime: Option<&Runtime>) {
+    if let Some(runtime) = runtime.filter(|runtime| runtime.is_lodged()) {
+        return runtime.delete();
+    }
     let _ = keelson_sys::pidfd::send_signal(&created.pidfd, rustix::process::Signal::KILL.as_raw());
     let _ = created.cgroup.kill();
     let _ = keelson_sys::pidfd::wait(&created.pidfd);

@@ -6,10 +6,11 @@ use std::io::Write as _;
 use std::time::Instant;
 
 use keelson_api::shim::Outcome;
+use keelson_sys::pidfd::Exit;
 
 use super::exec::{Due, Exec};
 use super::phase::{End, Phase};
-use super::{FIRST_SWEEP, KILL_AGAIN, RAREST_SWEEP, Supervisor, TIDY, complain, unheard};
+use super::{FIRST_SWEEP, KILL_AGAIN, RAREST_SWEEP, Supervisor, TIDY};
 use crate::clock;
 
 impl Supervisor {
@@ -65,7 +66,7 @@ impl Supervisor {
                 if unheard.look_at > now {
                     return;
                 }
-                if unheard::is_deaf(container.created.pid, unheard.signal) {
+                if container.is_deaf(unheard.signal) {
                     return unheard.put_off(now);
                 }
                 if let Err(failure) = container.signal(unheard.signal, false) {
@@ -88,18 +89,21 @@ impl Supervisor {
         for exec in &mut self.execs {
             match exec.due(now) {
                 Due::Nothing => {}
-                Due::Kill => {
-                    if let Err(error) = exec.leaf.kill() {
-                        complain(&error);
-                    }
-                }
+                Due::Kill => match self.phase.container() {
+                    Some(container) => container.kill_exec(exec),
+                    None => {}
+                },
                 Due::Answer => over.push(exec.id),
             }
         }
         let answered = !over.is_empty();
         for id in over {
             let Some(at) = self.execs.iter().position(|exec| exec.id == id) else { continue };
-            let (ticket, result, leaf) = self.execs.swap_remove(at).finish();
+            let exec = self.execs.swap_remove(at);
+            if let Some(container) = self.phase.container() {
+                container.forget_exec(exec.pid);
+            }
+            let (ticket, result, leaf) = exec.finish();
             self.reply(ticket, Outcome::Exec(result));
             self.lingering.push(leaf);
             self.tidy_at = Some(now + TIDY);
@@ -127,6 +131,9 @@ impl Supervisor {
     pub(super) fn kill(&mut self, now: Instant) {
         if let Some(container) = self.phase.container() {
             container.kill();
+            if container.ends_unseen() {
+                self.init_ended(Exit::Signal(rustix::process::Signal::KILL.as_raw()), now);
+            }
         }
         self.phase.stopping(End::Killed { again_at: now + KILL_AGAIN });
     }

@@ -56,6 +56,9 @@ impl Supervisor {
     pub(super) fn start_failed(&mut self, now: Instant) {
         let Some(container) = self.phase.container() else { return };
         container.kill();
+        if container.ends_unseen() {
+            return self.init_ended(Exit::Code(NOT_STARTED), now);
+        }
         match keelson_sys::pidfd::wait(&container.created.pidfd) {
             Ok(_) | Err(Errno::CHILD) => self.init_ended(Exit::Code(NOT_STARTED), now),
             Err(errno) => complain(&errno),

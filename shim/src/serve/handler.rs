@@ -1,6 +1,7 @@
 //! A container made by another OCI runtime's command line (`runc`, `crun`, ..): the bundle, the commands, what they say when they fail.
 //! Runs in the shim's only thread, which waits for each command, for a bounded time: a runtime that hangs is killed.
 //! Owns the bundle (the run directory), the mount namespace that has its root filesystem, and the runtime's word for the container.
+//! A container that shares one process of the runtime with others of its pod is in `lodging`.
 //! Must never run a program by a name to be looked up, hand on an environment or a descriptor, or believe a runtime's silence: what
 //! it made is found by the cgroup, and killed there.
 
@@ -25,6 +26,10 @@ use super::console::Console;
 use super::streams::null;
 use super::{failure, record};
 
+mod lodging;
+
+use lodging::Lodging;
+
 /// How long each command may take: less than the daemon waits for the answer.
 const CREATE: Duration = Duration::from_secs(50);
 const COMMAND: Duration = Duration::from_secs(20);
@@ -47,6 +52,8 @@ pub(super) struct Runtime {
     program: PathBuf,
     /// What stands before every command.
     options: Vec<String>,
+    /// The container has no process of its own that could be waited for.
+    lodging: Option<Lodging>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,11 +74,12 @@ impl Runtime {
             options.push("--systemd-cgroup".to_owned());
         }
         options.extend(handler.options.iter().cloned());
-        Runtime { id: id.to_owned(), name: handler.name.clone(), program: PathBuf::from(&handler.program), options }
+        let program = PathBuf::from(&handler.program);
+        Runtime { id: id.to_owned(), name: handler.name.clone(), program, options, lodging: None }
     }
 
     /// Makes the container; its init waits before exec.
-    pub(super) fn create(&self, call: &Launch, spec: &Spec, stdio: ChildStdio) -> Result<Created, Failure> {
+    pub(super) fn create(&mut self, call: &Launch, spec: &Spec, stdio: ChildStdio) -> Result<Created, Failure> {
         let system = |act, object: &str| {
             let object = object.to_owned();
             move |errno: Errno| failure(act, &object, FailureKind::System, &errno)
@@ -109,16 +117,21 @@ impl Runtime {
         made
     }
 
-    fn adopt(&self, cgroup: &Handle) -> Result<Created, Failure> {
+    fn adopt(&mut self, cgroup: &Handle) -> Result<Created, Failure> {
         let (pid, init) = self.process(PID_FILE)?;
+        if lodging::is_anothers(&init) {
+            self.lodging = Some(Lodging::new(pid));
+            return Ok(Created::elsewhere(pid, init, cgroup.clone()));
+        }
         // Where the runtime knows fewer hierarchies than this machine has, the container's cgroup is completed while it waits.
         cgroup.adopt(pid).map_err(|error| failure("complete cgroup", "", FailureKind::System, &error))?;
         Ok(Created::elsewhere(pid, init, cgroup.clone()))
     }
 
     /// Lets the init exec.
-    pub(super) fn start(&self) -> Result<(), Failure> {
-        self.command(&["start", &self.id])
+    pub(super) fn start(&mut self, created: &mut Created) -> Result<(), Failure> {
+        self.command(&["start", &self.id])?;
+        self.await_lodger(created)
     }
 
     /// Sends a signal to the init.
@@ -141,6 +154,7 @@ impl Runtime {
         stdio: ChildStdio,
     ) -> Result<Execed, Failure> {
         let (description, pid_file) = (format!("exec-{exec_id}.json"), format!("exec-{exec_id}.pid"));
+        let inner = format!("exec-{exec_id}.inner");
         let system = |act: &'static str| move |errno: Errno| failure(act, "", FailureKind::System, &errno);
         let leaf = cgroup.leaf(exec_id).map_err(|error| failure("create cgroup", "", FailureKind::System, &error))?;
         let run = || {
@@ -148,6 +162,9 @@ impl Runtime {
             record::put(&description, &text).map_err(system("write process description"))?;
             let (console, streams) = console(exec_id, stdio).map_err(system("make console socket"))?;
             let mut arguments = vec!["exec", "--detach", "--process", &description, "--pid-file", &pid_file];
+            if self.lodging.is_some() {
+                arguments.extend(["--internal-pid-file", &inner]);
+            }
             arguments.extend(console.iter().flat_map(|console| ["--console-socket", console.path()]));
             arguments.push(&self.id);
             self.run(&arguments, streams, COMMAND)?;
@@ -161,8 +178,12 @@ impl Runtime {
             let _ = rustix::fs::unlink(file.as_str());
         }
         match made {
-            Ok((pid, pidfd, terminal)) => Ok(Execed { pid, pidfd, leaf, terminal }),
+            Ok((pid, pidfd, terminal)) => {
+                self.remember_exec(pid, &inner);
+                Ok(Execed { pid, pidfd, leaf, terminal })
+            }
             Err(failure) => {
+                let _ = rustix::fs::unlink(inner.as_str());
                 let _ = leaf.kill();
                 let _ = leaf.remove();
                 Err(failure)
@@ -182,10 +203,29 @@ impl Runtime {
     }
 
     fn run(&self, arguments: &[&str], streams: [OwnedFd; 3], limit: Duration) -> Result<(), Failure> {
-        let act = format!("{} {}", self.name, arguments.first().copied().unwrap_or_default());
-        let program = self.program.display().to_string();
-        let failed = |kind, error: &(dyn std::error::Error + 'static)| failure(&act, &program, kind, error);
         let _ = rustix::fs::unlink(LOG);
+        let spawned = self.spawn(arguments, &streams)?;
+        drop(streams);
+        let failed = |kind, error: &(dyn std::error::Error + 'static)| self.failed(arguments, kind, error);
+        match wait(&spawned.pidfd, limit) {
+            Ok(Some(pidfd::Exit::Code(0))) => Ok(()),
+            Ok(Some(exit)) => {
+                let said = said().unwrap_or_else(|| format!("exit code {}", exit.code()));
+                Err(failed(kind(&said), &Trouble::Said(said)))
+            }
+            Ok(None) => Err(failed(FailureKind::System, &Trouble::Hangs(limit))),
+            Err(errno) => Err(failed(FailureKind::System, &errno)),
+        }
+    }
+
+    fn failed(&self, arguments: &[&str], kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Failure {
+        let act = format!("{} {}", self.name, arguments.first().copied().unwrap_or_default());
+        failure(&act, &self.program.display().to_string(), kind, error)
+    }
+
+    /// Starts a command.
+    fn spawn(&self, arguments: &[&str], streams: &[OwnedFd; 3]) -> Result<keelson_sys::spawn::Spawned, Failure> {
+        let failed = |kind, error: &(dyn std::error::Error + 'static)| self.failed(arguments, kind, error);
         let words = self.options.iter().map(String::as_str).chain(arguments.iter().copied());
         let argv = std::iter::once(CString::new(self.program.as_os_str().as_bytes())).chain(words.map(CString::new));
         let argv: Vec<CString> =
@@ -202,17 +242,7 @@ impl Runtime {
                 stdio: [streams[0].as_fd(), streams[1].as_fd(), streams[2].as_fd()],
             })
         };
-        let spawned = spawned().map_err(|errno| failed(FailureKind::System, &errno))?;
-        drop(streams);
-        match wait(&spawned.pidfd, limit) {
-            Ok(Some(pidfd::Exit::Code(0))) => Ok(()),
-            Ok(Some(exit)) => {
-                let said = said().unwrap_or_else(|| format!("exit code {}", exit.code()));
-                Err(failed(kind(&said), &Trouble::Said(said)))
-            }
-            Ok(None) => Err(failed(FailureKind::System, &Trouble::Hangs(limit))),
-            Err(errno) => Err(failed(FailureKind::System, &errno)),
-        }
+        spawned().map_err(|errno| failed(FailureKind::System, &errno))
     }
 
     /// The process whose id the runtime has written.

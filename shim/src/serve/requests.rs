@@ -14,7 +14,7 @@ use super::log::Stream;
 use super::phase::{Denied, End, Phase, Step, decide};
 use super::poller::{Interest, Token};
 use super::streams::Wanted;
-use super::unheard::{self, Unheard};
+use super::unheard::Unheard;
 use super::{Farewell, Supervisor, TIDY, Ticket, failure};
 use crate::clock;
 
@@ -117,7 +117,7 @@ impl Supervisor {
             | Phase::Ended { .. } => 0,
         };
         if let (Some(signal), Some(container)) = (signal, self.phase.container()) {
-            let deaf = unheard::is_deaf(container.created.pid, signal);
+            let deaf = container.is_deaf(signal);
             if !deaf {
                 container.signal(signal, false)?;
             }
@@ -164,7 +164,7 @@ impl Supervisor {
         Outcome::State(State {
             protocol: PROTOCOL,
             phase: self.phase.name().into(),
-            pid: self.phase.container().map_or(0, |container| container.created.pid),
+            pid: self.phase.container().map_or(0, Container::pid),
             started_at: self.phase.started_at(),
         })
     }
