@@ -34,6 +34,7 @@ pub struct Request {
 }
 
 /// What the daemon asks.
+#[allow(clippy::large_enum_variant, reason = "one is held at a time, and the largest comes once in the life of a shim")]
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Call {
     /// Create the container and leave its init waiting just before exec. Once per shim, first.
@@ -191,6 +192,11 @@ pub struct Handler {
     /// Where it keeps its own state, absolute.
     #[prost(string, tag = "4")]
     pub root: String,
+    /// An empty folder of the host that the shim covers, in a mount namespace of its own, with what the spec in the bundle refers to:
+    /// the root filesystem (`root`), mounts of [`Launch::spec`] with mapped ids or of images by their index in it (`7`), and
+    /// [`Launch::volumes`] by theirs where the root is read-only (`v0`). Empty: `rootfs` in the bundle, and nothing else.
+    #[prost(string, tag = "5")]
+    pub place: String,
 }
 
 /// An overlay root filesystem.

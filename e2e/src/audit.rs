@@ -43,6 +43,11 @@ impl Audit {
                 facts.insert(format!("process {pid} {command}"));
             }
         }
+        // A runtime that is handed it may give it away.
+        if let Ok(null) = fs::metadata("/dev/null") {
+            use std::os::unix::fs::MetadataExt as _;
+            facts.insert(format!("/dev/null of {}:{} mode {:o}", null.uid(), null.gid(), null.mode()));
+        }
         cgroups(Path::new("/sys/fs/cgroup"), &mut facts);
         if let Ok(output) = Command::new("nft").args(["list", "tables"]).output() {
             for line in String::from_utf8_lossy(&output.stdout).lines() {

@@ -60,6 +60,8 @@ pub struct Runtime {
     pub path: PathBuf,
     /// Words before every command.
     pub options: Vec<String>,
+    /// It puts a whole pod into one sandbox, which a first container holds.
+    pub sandboxed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

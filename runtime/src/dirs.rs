@@ -53,6 +53,12 @@ impl RootDir {
         self.0.join("probe")
     }
 
+    /// The program that holds sandboxes of other runtimes.
+    #[must_use]
+    pub(crate) fn pause(&self) -> PathBuf {
+        self.0.join("pause")
+    }
+
     /// Records that must survive a reboot.
     #[must_use]
     pub(crate) fn database(&self) -> PathBuf {
@@ -105,6 +111,12 @@ impl StateDir {
     #[must_use]
     pub(crate) fn runtimes(&self) -> PathBuf {
         self.0.join("runtimes")
+    }
+
+    /// Always empty here: shims cover it, each in a mount namespace of its own, with what other runtimes are to mount.
+    #[must_use]
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.0.join("staging")
     }
 
     /// What the runtime of this handler keeps of its containers; a configured name is one plain word.

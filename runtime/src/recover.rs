@@ -155,13 +155,13 @@ async fn resume(shared: &Arc<Shared>, mut record: SandboxRecord, containers: Vec
         entry.hold_level(level);
     }
     let mut holder = None;
-    if matches!(record.state, SandboxMachine::Ready { .. }) {
+    if let SandboxMachine::Ready { holder_pid, .. } = record.state {
         let ready = load::namespaces_are_pinned(&shared.state.sandbox(&record.id), &record.spec);
-        if ready && record.spec.namespaces.pid == crate::sandbox::spec::PidMode::Sandbox {
+        if ready && holder_pid.is_some() {
             holder = probe::connect(&shared.state.sandbox(&record.id).holder(), record.id.as_str()).await;
         }
-        if !ready || (record.spec.namespaces.pid == crate::sandbox::spec::PidMode::Sandbox && holder.is_none()) {
-            tracing::warn!(sandbox = %record.id, "its namespaces are gone: stopping it");
+        if !ready || (holder_pid.is_some() && holder.is_none()) {
+            tracing::warn!(sandbox = %record.id, "its namespaces or its holder are gone: stopping it");
             record.state = SandboxMachine::Stopping;
         }
     }

@@ -21,6 +21,7 @@ pub mod probe;
 mod process;
 mod rootfs;
 mod schedule;
+mod staging;
 mod sysctl;
 
 use std::ffi::CString;
@@ -39,6 +40,7 @@ pub use idmap::write_maps as write_id_maps;
 use namespaces::Namespaces;
 pub use namespaces::in_own_pid_namespace;
 pub use rootfs::mount_root;
+pub use staging::{ROOT as STAGED_ROOT, Staging, stage};
 
 use crate::spec::Spec;
 

@@ -5,7 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1 as cri;
-use keelson_e2e::node::{Cri, Node, container, eventually, pod};
+use keelson_cri::v1;
+use keelson_e2e::{
+    newest::{Newest, same},
+    node::{Cri, Node, container, eventually, pod},
+};
 
 use crate::scenario_with;
 
@@ -142,6 +146,89 @@ fn an_unknown_handler_is_refused_and_the_known_ones_are_told() {
         let id = run_pod(&mut cri, &native, "native").await?;
         let c = cri.run(&id, container("c", "busybox", "exec sleep 1000"), &native).await?;
         ensure!(cri.shell(&c, "echo $0").await? == "sh\n");
+        Ok(())
+    });
+}
+
+/// What the shim makes ready for a runtime: a folder of an image, an image's own folders under a root that is read-only, and a user
+/// namespace with shifted layers and volumes.
+#[test]
+fn another_runtime_has_the_volumes_and_the_users_of_a_pod() {
+    const NAME: &str = "another_runtime_has_the_volumes_and_the_users_of_a_pod";
+    let Some(config) = configured(NAME, "runc") else { return };
+    scenario_with(&config, async |node, mut cri| {
+        for image in ["busybox", "user", "debian:bookworm"] {
+            cri.pull(image).await?;
+        }
+        let config = pod(node, "pod");
+        let id = run_pod(&mut cri, &config, "runc").await?;
+        let mut newest = Newest::of(node)?;
+        let mut spec: v1::ContainerConfig = same(&container("c", "user", "sleep 1000"))?;
+        let of_image = |path: &str, sub_path: &str| v1::Mount {
+            container_path: path.into(),
+            readonly: true,
+            image: Some(v1::ImageSpec { image: "debian:bookworm".into(), ..Default::default() }),
+            image_sub_path: sub_path.into(),
+            ..Default::default()
+        };
+        spec.mounts = vec![of_image("/whole", ""), of_image("/part", "etc")];
+        spec.linux.get_or_insert_default().security_context.get_or_insert_default().readonly_rootfs = true;
+        let c = newest.run(&id, spec).await?;
+        ensure!(cri.shell(&c, "cat /whole/etc/debian_version /part/debian_version | grep -c ^12").await? == "2\n");
+        ensure!(cri.exec(&c, &["sh", "-c", "echo x > /part/x"], 10).await?.exit_code != 0, "an image was written to");
+        ensure!(cri.exec(&c, &["sh", "-c", "echo x > /x"], 10).await?.exit_code != 0, "the root was written to");
+        let shown = cri.shell(&c, "grep -w /data /proc/self/mountinfo | cut -d' ' -f6").await?;
+        ensure!(shown.starts_with("rw"), "the image's own folder: {shown}");
+        cri.stop_pod(&id).await?;
+        cri.remove_pod(&id).await?;
+
+        let status = cri.runtime.status(cri::StatusRequest { verbose: false }).await?.into_inner();
+        let can = |name: &str| {
+            let found = status.runtime_handlers.iter().find(|handler| handler.name == name);
+            found.and_then(|handler| handler.features).unwrap_or_default().user_namespaces
+        };
+        if !can("native") {
+            println!("SKIP {NAME} (its half of user namespaces): this machine has none");
+            return Ok(());
+        }
+        ensure!(can("runc"), "runc says that it makes user namespaces, and the machine has them");
+        let mapping = || vec![cri::IdMapping { host_id: 700_000, container_id: 0, length: 65_536 }];
+        let users = cri::NamespaceOption {
+            pid: cri::NamespaceMode::Container.into(),
+            userns_options: Some(cri::UserNamespace {
+                mode: cri::NamespaceMode::Pod.into(),
+                uids: mapping(),
+                gids: mapping(),
+            }),
+            ..Default::default()
+        };
+        let mut config = pod(node, "users");
+        let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.namespace_options = Some(users.clone());
+        let id = run_pod(&mut cri, &config, "runc").await?;
+        let volume = tempfile::tempdir_in("/var/tmp")?;
+        std::fs::write(volume.path().join("given"), "x")?;
+        let mut spec = container("u", "busybox", "sleep 1000");
+        spec.linux.get_or_insert_default().security_context.get_or_insert_default().namespace_options = Some(users);
+        spec.mounts = vec![cri::Mount {
+            container_path: "/volume".into(),
+            host_path: volume.path().to_string_lossy().into(),
+            uid_mappings: mapping(),
+            gid_mappings: mapping(),
+            ..Default::default()
+        }];
+        let c = cri.run(&id, spec, &config).await?;
+        let map = cri.shell(&c, "cat /proc/self/uid_map").await?;
+        ensure!(map.split_whitespace().eq(["0", "700000", "65536"]), "{map}");
+        let owners = cri.shell(&c, "stat -c '%u:%g %n' / /bin/busybox /etc /volume /volume/given /etc/hosts").await?;
+        ensure!(owners.lines().all(|line| line.starts_with("0:0 ")), "{owners}");
+        cri.shell(&c, "echo x > /made && echo y > /volume/made").await?;
+        let made = std::fs::metadata(volume.path().join("made"))?;
+        ensure!(std::os::unix::fs::MetadataExt::uid(&made) == 0, "a shifted volume holds the container's ids");
+        ensure!(
+            std::fs::read_dir(node.state_dir().join("staging"))?.count() == 0,
+            "the host sees what the shim has made ready"
+        );
         Ok(())
     });
 }

@@ -25,6 +25,7 @@ mod pods;
 mod production;
 mod resources;
 mod restart;
+mod sandboxed;
 mod security;
 mod stats;
 mod streaming;

@@ -207,6 +207,11 @@ async fn forward(cri: &mut Cri, pod_id: &str) -> Result<Spdy> {
     Spdy::connect(&cri.runtime.port_forward(request).await?.into_inner().url, "portforward.k8s.io").await
 }
 
+/// What a web server on port 80 of a pod answers, through a forward.
+pub(crate) async fn page(cri: &mut Cri, pod_id: &str) -> Result<String> {
+    Ok(get(&mut forward(cri, pod_id).await?, "80", "1").await?.0)
+}
+
 async fn wait_nginx(cri: &mut Cri, pod_id: &str) -> Result<()> {
     let mut client = forward(cri, pod_id).await?;
     let deadline = Instant::now() + Duration::from_secs(20);

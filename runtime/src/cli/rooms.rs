@@ -41,7 +41,12 @@ pub(super) fn engine(config: &Config) -> Result<EngineConfig, CliError> {
             .runtimes
             .iter()
             .map(|(name, runtime)| {
-                (name.clone(), HandlerConfig { program: runtime.path.clone(), options: runtime.options.clone() })
+                let config = HandlerConfig {
+                    program: runtime.path.clone(),
+                    options: runtime.options.clone(),
+                    sandboxed: runtime.sandboxed,
+                };
+                (name.clone(), config)
             })
             .collect(),
         ..EngineConfig::new(config.root.clone(), config.state.clone(), shim(config)?, images(config))

@@ -30,7 +30,7 @@ fn is_of_a_runtime(key: &str) -> bool {
     let mut words = key.split('.');
     words.next() == Some("runtimes")
         && words.next().is_some()
-        && matches!(words.next(), None | Some("path" | "options"))
+        && matches!(words.next(), None | Some("path" | "options" | "sandboxed"))
         && words.next().is_none()
 }
 

@@ -122,6 +122,7 @@ pub(super) struct RawRecords {
 pub(super) struct RawRuntime {
     pub(in crate::config) path: Option<String>,
     pub(in crate::config) options: Vec<String>,
+    pub(in crate::config) sandboxed: bool,
 }
 
 /// A number, or the word `auto`.

@@ -50,8 +50,10 @@ fn runtimes_have_names_of_their_own() {
     let config =
         parse("[runtimes.runc]\npath = \"/usr/sbin/runc\"\n[runtimes.crun-2]\npath = \"/c\"\noptions = [\"--debug\"]");
     let runtimes = config.unwrap().runtimes;
-    assert_eq!(runtimes["runc"], Runtime { path: "/usr/sbin/runc".into(), options: Vec::new() });
+    assert_eq!(runtimes["runc"], Runtime { path: "/usr/sbin/runc".into(), options: Vec::new(), sandboxed: false });
     assert_eq!(runtimes["crun-2"].options, ["--debug"]);
+    let sandboxed = parse("[runtimes.runsc]\npath = \"/usr/bin/runsc\"\nsandboxed = true").unwrap();
+    assert!(sandboxed.runtimes["runsc"].sandboxed);
     for (text, said) in [
         ("[runtimes.runc]", "has no `path`"),
         ("[runtimes.runc]\npath = \"runc\"", "want an absolute path"),

@@ -186,13 +186,16 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
     if let Some(labels) = &labels {
         oci::relabel::relabel(&resolved, &labels.file)?;
     }
-    let (program, json, handler) = confined(shared, order, &built.spec, &resolved)?;
+    let image_volumes = images::for_launch(&images, &resolved)
+        .ok_or_else(|| failed(id, "mount image volumes")(std::io::Error::other("a path is not UTF-8")))?;
+    let parts = Parts { spec: &built.spec, volumes: &resolved, images: &image_volumes, folders: &built.image_volumes };
+    let Confined { program, spec: json, bundle, handler } = confined(shared, order, &parts)?;
     if built.spec.hooks().is_some() {
         // A hook of the container's own namespace finds the root filesystem where the spec says.
         std::fs::create_dir(dir.empty_root()).map_err(failed(id, "make folder of the root filesystem"))?;
     }
     drop(stage);
-    write_new(&dir.config(), &json, 0o600).map_err(failed(id, "write spec"))?;
+    write_new(&dir.config(), bundle.as_ref().unwrap_or(&json), 0o600).map_err(failed(id, "write spec"))?;
     if let Some(parent) = record.log_path.parent().filter(|_| !record.log_path.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(failed(id, "make log directory"))?;
     }
@@ -217,8 +220,7 @@ fn prepare(shared: &Shared, order: &Order) -> Result<Prepared, ContainerError> {
         clamp_oom_score: true,
         env: built.env,
         volumes: built.image_volumes,
-        image_volumes: images::for_launch(&images, &resolved)
-            .ok_or_else(|| failed(id, "mount image volumes")(std::io::Error::other("a path is not UTF-8")))?,
+        image_volumes,
         resolved_sources: resolved
             .iter()
             .filter(|volume| volume.image.is_none())
@@ -284,35 +286,53 @@ fn own_hook(hook: &oci_spec::runtime::Hook) -> keelson_shim::spec::Hook {
     }
 }
 
-/// The filter's program, the spec's text, and who makes a container of them when it is not our own launcher.
-type Confined = (Vec<u8>, Vec<u8>, Option<shim::Handler>);
+/// A spec in the words of whoever makes the container.
+struct Confined {
+    /// Of the filter.
+    program: Vec<u8>,
+    /// Its text, for the shim.
+    spec: Vec<u8>,
+    /// Its text in the bundle, where that is another.
+    bundle: Option<Vec<u8>>,
+    /// Who makes it, when it is not our own launcher.
+    handler: Option<shim::Handler>,
+}
+
+/// What a spec and its shim are told of.
+struct Parts<'a> {
+    spec: &'a oci_spec::runtime::Spec,
+    volumes: &'a [Volume],
+    images: &'a [shim::ImageVolume],
+    folders: &'a [String],
+}
 
 /// Puts a spec into the words of whoever makes the container.
-fn confined(
-    shared: &Shared,
-    order: &Order,
-    spec: &oci_spec::runtime::Spec,
-    volumes: &[Volume],
-) -> Result<Confined, ContainerError> {
+fn confined(shared: &Shared, order: &Order, parts: &Parts<'_>) -> Result<Confined, ContainerError> {
+    let spec = parts.spec;
     let (record, sandbox) = (&order.record, &order.sandbox);
     let (id, security, name) = (&record.id, &record.spec.security, sandbox.spec.handler.as_str());
     let capabilities = capabilities(spec);
     if handler::is_native(name) {
         let program = shared.programs.of(security, &capabilities)?;
         let text = serde_json::to_vec(spec).map_err(failed(id, "encode spec"))?;
-        return Ok((program.map(|program| program.as_bytes().to_vec()).unwrap_or_default(), text, None));
+        let program = program.map(|program| program.as_bytes().to_vec()).unwrap_or_default();
+        return Ok(Confined { program, spec: text, bundle: None, handler: None });
     }
     let Some(config) = handler::find(&shared.config.handlers, name) else {
         let reason = format!("the sandbox's runtime handler `{name}` is not in the daemon's configuration any more");
         return Err(ContainerError::Unsupported { field: "runtime_handler".into(), reason });
     };
-    foreign::check(name, record, volumes)?;
+    foreign::check(name, record, parts.volumes)?;
     let mut text = serde_json::to_value(spec).map_err(failed(id, "encode spec"))?;
     let profile = crate::seccomp::profile(security, &capabilities)?;
     foreign::complete(&mut text, record, sandbox, profile.as_ref()).map_err(failed(id, "encode spec"))?;
-    let text = serde_json::to_vec(&text).map_err(failed(id, "encode spec"))?;
-    let call = foreign::call(shared, name, config).map_err(failed(id, "make the runtime's folder"))?;
-    Ok((Vec::new(), text, Some(call)))
+    let encode = |text: &serde_json::Value| serde_json::to_vec(text).map_err(failed(id, "encode spec"));
+    let spec = encode(&text)?;
+    let place = shared.state.staging();
+    foreign::stage(&mut text, &place, parts.images, parts.folders);
+    let mut call = foreign::call(shared, name, config).map_err(failed(id, "make the runtime's folder"))?;
+    call.place = place.to_string_lossy().into_owned();
+    Ok(Confined { program: Vec::new(), spec, bundle: Some(encode(&text)?), handler: Some(call) })
 }
 
 /// A user that cannot be resolved is the request's or the image's fault.

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use keelson_imageservice::SnapshotKey;
-use keelson_shim::cgroup::{Handle, Location};
+use keelson_shim::cgroup::{CgroupError, Handle, Location};
 
 use super::{ContainerError, aftermath, foreign};
 use crate::{
@@ -45,23 +45,28 @@ pub(crate) fn snapshots(record: &ContainerRecord) -> impl Iterator<Item = Snapsh
 /// Kills what is in its cgroup and removes it; where there is none, there is nothing to do.
 pub(crate) fn leftovers(shared: &Shared, record: &ContainerRecord) -> Result<(), ContainerError> {
     let failed = |stage| failed(record, stage);
-    foreign::forget(shared, &record.id).map_err(|error| failed("forget runtime's state")(Arc::new(error)))?;
-    if record.cgroups_path.is_empty() {
+    foreign::forget(shared, record.id.as_str()).map_err(|error| failed("forget runtime's state")(Arc::new(error)))?;
+    cgroup(shared, &record.cgroups_path).map_err(|error| failed("remove cgroup")(Arc::new(error)))
+}
+
+/// Kills what is in a cgroup and removes it; none, and an empty path: nothing to do.
+pub(crate) fn cgroup(shared: &Shared, path: &str) -> Result<(), CgroupError> {
+    if path.is_empty() {
         return Ok(());
     }
-    let handle = handle(shared, &record.cgroups_path).map_err(|error| failed("find cgroup")(Arc::new(error)))?;
+    let handle = handle(shared, path)?;
     if !parent::exists(&handle.paths().path) {
         return Ok(());
     }
     if !handle.is_empty().unwrap_or(false) {
-        handle.kill().map_err(|error| failed("kill cgroup")(Arc::new(error)))?;
+        handle.kill()?;
         let end = std::time::Instant::now() + EMPTY;
         while !handle.is_empty().unwrap_or(true) && std::time::Instant::now() < end {
             // The kernel tells of an empty v1 cgroup only by looking.
             std::thread::sleep(Duration::from_millis(2));
         }
     }
-    handle.remove().map_err(|error| failed("remove cgroup")(Arc::new(error)))
+    handle.remove()
 }
 
 /// The cgroup of a container, which may not exist.

@@ -21,6 +21,13 @@ pub(super) async fn handle(cri: &Cri, call: Call<v1::StatusRequest>) -> Result<v
         recursive_read_only_mounts: status.features.recursive_read_only,
         user_namespaces: status.features.user_namespaces,
     };
+    let others = status.handlers.iter().map(|(name, features)| {
+        let features = v1::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: features.recursive_read_only,
+            user_namespaces: features.user_namespaces,
+        };
+        (name.as_str(), features)
+    });
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
             conditions: vec![
@@ -32,8 +39,7 @@ pub(super) async fn handle(cri: &Cri, call: Call<v1::StatusRequest>) -> Result<v
         runtime_handlers: ["", HANDLER]
             .into_iter()
             .map(|name| (name, features))
-            // What other runtimes can do beyond the least is not known.
-            .chain(cri.engine.handlers().map(|name| (name, v1::RuntimeHandlerFeatures::default())))
+            .chain(others)
             .map(|(name, features)| v1::RuntimeHandler { name: name.to_owned(), features: Some(features) })
             .collect(),
         features: Some(v1::RuntimeFeatures {

@@ -36,6 +36,8 @@ pub struct HandlerConfig {
     pub program: PathBuf,
     /// Words before every command.
     pub options: Vec<String>,
+    /// It puts a whole pod into one sandbox, which a first container holds.
+    pub sandboxed: bool,
 }
 
 /// See the fields.

@@ -92,6 +92,7 @@ pub(super) fn open(mut config: EngineConfig) -> Result<Arc<Shared>, OpenError> {
         last_created: Default::default(),
         layers: Layers::new(config.writable_layer_period),
         health: Arc::default(),
+        features: Default::default(),
         readers: Arc::new(Budget::of_this_process()),
         stats_turns: Arc::new(Semaphore::new(STATS_TURNS)),
         _locks: locks,

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Engine,
+    shared::blocking,
     table::{Claim, SandboxEntry},
 };
 use crate::{
@@ -46,6 +47,17 @@ impl Engine {
             NetworkMode::Sandbox => &host.no_user_namespaces,
             NetworkMode::Host => &host.no_user_namespaces_host_network,
         };
+        if spec.user_namespace.is_some()
+            && let Some(config) = self.shared.config.handlers.get(&spec.handler).cloned()
+        {
+            let (shared, name) = (Arc::clone(&self.shared), spec.handler.clone());
+            let said = blocking(move || shared.features.of(&name, &config)).await;
+            if said.is_some_and(|said| !said.user_namespaces) {
+                let reason =
+                    format!("the runtime of the handler `{}` says that it makes no user namespaces", spec.handler);
+                return Err(SandboxError::Unsupported { field: "namespace_options.userns_options".into(), reason });
+            }
+        }
         if spec.user_namespace.is_some()
             && let Some(reason) = missing
         {

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::Engine;
 use crate::{
     container::{ContainerError, check::invalid, spec::Stdin},
-    sandbox::view::SandboxPhase,
+    sandbox::{handler, view::SandboxPhase},
     session::{
         AttachSession, AttachSpec, ExecSession, ExecSpec,
         port::{self, PortError},
@@ -97,6 +97,20 @@ impl Engine {
         if view.phase != SandboxPhase::Ready {
             return Err(PortError::NotReady { id: id.clone(), port });
         }
-        port::connect(id, view.netns.clone(), port).await
+        let refused = match port::connect(id, view.netns.clone(), port).await {
+            Err(refused @ PortError::Refused { .. }) => refused,
+            other => return other,
+        };
+        // A runtime with a network stack of its own leaves the namespace's loopback empty; from the host its addresses lead inside.
+        if view.addresses.is_empty() || handler::sandboxed(&self.shared.config.handlers, &view.spec).is_none() {
+            return Err(refused);
+        }
+        let connected = port::connect_to(id, None, &view.addresses, port).await;
+        connected.map_err(|error| match error {
+            PortError::Refused { id, port, .. } => {
+                PortError::Refused { id, port, own: ", nor on the addresses of its runtime's own network" }
+            }
+            other => other,
+        })
     }
 }

@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) layers: Arc<Layers>,
     /// The network as it was last found, and the right to look.
     pub(crate) health: Arc<Health>,
+    /// What other runtimes say they can do.
+    pub(crate) features: crate::container::foreign::features::Answers,
     /// Open files of cgroups that are read for statistics.
     pub(crate) readers: Arc<Budget>,
     /// Limits how many threads read statistics at one time.

@@ -10,8 +10,8 @@ use std::{
 
 use keelson_network::Network;
 
-use super::{CgroupDriver, Engine, shared::blocking};
-use crate::{apparmor::AppArmorStatus, selinux::SelinuxStatus};
+use super::{CgroupDriver, Engine, HandlerConfig, shared::blocking};
+use crate::{apparmor::AppArmorStatus, container::foreign::features::Said, selinux::SelinuxStatus};
 
 /// How long a look at the network may take before the last finding is told.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -41,6 +41,8 @@ pub struct EngineStatus {
     pub selinux: SelinuxStatus,
     /// What this host can do, found by trying.
     pub features: Features,
+    /// The runtime handlers beside the built-in one, by name, with what their runtimes say they can do; nothing, where they do not say.
+    pub handlers: Vec<(String, Features)>,
     /// Sandboxes known.
     pub sandboxes: usize,
     /// Containers known.
@@ -65,9 +67,26 @@ pub struct Features {
 }
 
 impl Engine {
-    /// The runtime handlers that a sandbox can name beside the built-in one.
-    pub fn handlers(&self) -> impl Iterator<Item = &str> {
-        self.shared.config.handlers.keys().map(String::as_str)
+    /// What this host and the runtime of each handler can do, both.
+    async fn handlers(&self) -> Vec<(String, Features)> {
+        if self.shared.config.handlers.is_empty() {
+            return Vec::new();
+        }
+        let (shared, host) = (Arc::clone(&self.shared), self.features());
+        blocking(move || {
+            let of = |(name, config): (&String, &HandlerConfig)| {
+                let said = shared.features.of(name, config);
+                let can = |which: fn(Said) -> bool| said.is_some_and(which);
+                let features = Features {
+                    recursive_read_only: host.recursive_read_only && can(|said| said.recursive_read_only),
+                    user_namespaces: host.user_namespaces && !config.sandboxed && can(|said| said.user_namespaces),
+                    ..Features::default()
+                };
+                (name.clone(), features)
+            };
+            shared.config.handlers.iter().map(of).collect()
+        })
+        .await
     }
 
     /// What this host can do; memory only.
@@ -117,7 +136,7 @@ impl Engine {
 
     /// How the engine is.
     pub async fn status(&self) -> EngineStatus {
-        let network_down = self.network_down().await;
+        let (network_down, handlers) = tokio::join!(self.network_down(), self.handlers());
         let shared = &self.shared;
         EngineStatus {
             network_down,
@@ -131,6 +150,7 @@ impl Engine {
             apparmor: shared.apparmor.status(),
             selinux: shared.selinux.status(),
             features: self.features(),
+            handlers,
             sandboxes: shared.table.sandboxes().len(),
             containers: shared.table.containers().len(),
             teardown_pending: shared.pending.load(Ordering::Relaxed),

@@ -1,4 +1,5 @@
-//! The spec of a sandbox's holder: the process of keelson's own that keeps a shared PID namespace alive and reaps its orphans.
+//! The spec of a sandbox's holder: the process of keelson's own that keeps a shared PID namespace alive and reaps its orphans, or
+//! that a runtime which puts the whole sandbox into one of its own begins with.
 //! Pure functions. Owns the choice of how little it may do.
 //! Must never run anything of an image.
 
@@ -9,7 +10,61 @@ use oci_spec::runtime::{
 };
 
 use super::{mounts, own_users};
-use crate::user_namespace::UserNamespace;
+use crate::{
+    dirs::SandboxDir,
+    sandbox::spec::{IpcMode, NetworkMode, PidMode, SandboxSpec},
+    user_namespace::UserNamespace,
+};
+
+/// What another runtime begins a sandbox with.
+pub(crate) struct Pause<'a> {
+    /// A directory of ours, empty but for `proc` and the place of the program.
+    pub(crate) root: &'a Path,
+    /// A copy of the shim that is nobody else's program.
+    pub(crate) program: &'a Path,
+    pub(crate) cgroups_path: &'a str,
+    pub(crate) hostname: &'a str,
+    pub(crate) sandbox: &'a SandboxSpec,
+    pub(crate) dir: &'a SandboxDir,
+}
+
+/// Where the root of [`pause`] has its program.
+pub(crate) const PAUSE: &str = "pause";
+
+/// The spec of the container with which a runtime begins the sandbox: in the sandbox's namespaces, with no rights and no image.
+pub(crate) fn pause(pause: &Pause<'_>) -> Spec {
+    let mut spec = build(pause.root, pause.cgroups_path, None);
+    let program = format!("/{PAUSE}");
+    if let Some(process) = spec.process_mut() {
+        process.set_args(Some(vec![program.clone(), "pause".into()]));
+    }
+    if let Some(mounts) = spec.mounts_mut() {
+        mounts.push(mounts::mount(&program, "bind", pause.program, &["bind", "private", "ro", "nosuid", "nodev"]));
+    }
+    let mut namespaces = Vec::new();
+    let mut add = |kind, path: Option<PathBuf>| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind).set_path(path);
+        namespaces.push(namespace);
+    };
+    let modes = pause.sandbox.namespaces;
+    add(LinuxNamespaceType::Mount, None);
+    if modes.pid != PidMode::Host {
+        add(LinuxNamespaceType::Pid, None);
+    }
+    if modes.network == NetworkMode::Sandbox {
+        add(LinuxNamespaceType::Network, Some(pause.dir.net()));
+        add(LinuxNamespaceType::Uts, Some(pause.dir.uts()));
+        spec.set_hostname(Some(pause.hostname.to_owned()));
+    }
+    if modes.ipc == IpcMode::Sandbox {
+        add(LinuxNamespaceType::Ipc, Some(pause.dir.ipc()));
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_namespaces(Some(namespaces));
+    }
+    spec
+}
 
 /// The spec; `root` is a directory of ours, empty but for `proc`. The PID namespace belongs to the user namespace pinned at the path, if
 /// the sandbox has one: only then can its containers mount a procfs of it.

@@ -1,4 +1,4 @@
-//! Making a sandbox: namespaces, network attachment, files, /dev/shm, and the holder of a shared PID namespace.
+//! Making a sandbox: namespaces, network attachment, files, /dev/shm, and its holder, if it has one.
 //! Kernel work runs on one thread of the blocking pool and two it starts for it: one inside the new namespaces, one for the files.
 //! Owns nothing: the intent is recorded before the first effect, and every effect is found again by the sandbox's id.
 //! Must never leave anything of a sandbox that failed: `release` undoes all that a name can find, in whatever state it is.
@@ -10,7 +10,7 @@ use rustix::mount::MountFlags;
 
 use super::{
     SandboxError, files, holder, namespaces, parent, release,
-    spec::{IpcMode, PidMode, PortMapping, Protocol},
+    spec::{IpcMode, PortMapping, Protocol},
 };
 use crate::{
     dirs::SandboxDir,
@@ -53,7 +53,7 @@ pub(crate) async fn create(shared: Arc<Shared>, record: SandboxRecord) -> Result
     };
     let made_cgroup = record.made_cgroup;
     let made = match base {
-        Ok(addresses) if record.spec.namespaces.pid == PidMode::Sandbox => {
+        Ok(addresses) if holder::is_wanted(&shared, &record.spec) => {
             let holder = Stage::Holder.wait(&record.id, holder::start(&shared, &record)).await;
             holder.map(|holder| Made { addresses, holder: Some(holder), made_cgroup })
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::{
     SandboxError,
     check::{cut, invalid},
-    spec::SandboxSpec,
+    spec::{NetworkMode, SandboxSpec},
 };
 use crate::engine::HandlerConfig;
 
@@ -27,12 +27,17 @@ pub(crate) fn is_native(name: &str) -> bool {
     matches!(name, "" | NATIVE)
 }
 
+/// The runtime of this sandbox, when it is one that puts the whole of it into a sandbox of its own.
+pub(crate) fn sandboxed<'a>(handlers: &'a Handlers, spec: &SandboxSpec) -> Option<&'a HandlerConfig> {
+    find(handlers, &spec.handler).filter(|handler| handler.sandboxed)
+}
+
 /// Refuses an unknown handler, and what another runtime is not asked to do.
 pub(crate) fn check(handlers: &Handlers, spec: &SandboxSpec) -> Result<(), SandboxError> {
     if is_native(&spec.handler) {
         return Ok(());
     }
-    if find(handlers, &spec.handler).is_none() {
+    let Some(config) = find(handlers, &spec.handler) else {
         let known: Vec<String> =
             [NATIVE].into_iter().chain(handlers.keys().map(String::as_str)).map(|name| format!("`{name}`")).collect();
         let name = cut(&spec.handler);
@@ -42,9 +47,17 @@ pub(crate) fn check(handlers: &Handlers, spec: &SandboxSpec) -> Result<(), Sandb
             known.join(", ")
         );
         return Err(invalid("runtime_handler", reason));
+    };
+    if spec.user_namespace.is_some() && spec.namespaces.network == NetworkMode::Host {
+        let reason =
+            format!("with the host's network they are made by the handler `{NATIVE}` alone, not by `{}`", spec.handler);
+        return Err(SandboxError::Unsupported { field: "namespace_options.userns_options".into(), reason });
     }
-    if spec.user_namespace.is_some() {
-        let reason = format!("user namespaces are made by the handler `{NATIVE}` alone, not by `{}`", spec.handler);
+    if spec.user_namespace.is_some() && config.sandboxed {
+        let reason = format!(
+            "the handler `{}` puts the pod into a sandbox of its own, which has no such namespace",
+            spec.handler
+        );
         return Err(SandboxError::Unsupported { field: "namespace_options.userns_options".into(), reason });
     }
     Ok(())
@@ -57,7 +70,9 @@ mod tests {
     #[test]
     fn an_unknown_handler_is_refused_with_the_known_ones() {
         let handlers: Handlers = ["runc", "crun"]
-            .map(|name| (name.to_owned(), HandlerConfig { program: "/x".into(), options: Vec::new() }))
+            .map(|name| {
+                (name.to_owned(), HandlerConfig { program: "/x".into(), options: Vec::new(), sandboxed: false })
+            })
             .into();
         let of = |handler: &str| SandboxSpec { handler: handler.into(), ..SandboxSpec::default() };
         for known in ["", "native", "runc", "crun"] {

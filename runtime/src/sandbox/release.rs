@@ -7,7 +7,7 @@ use std::{fmt, fs, io, path::Path};
 use keelson_sys::namespace::unpin;
 use rustix::{io::Errno, mount::UnmountFlags};
 
-use super::{interfaces, parent};
+use super::{holder, interfaces, parent};
 use crate::{dirs::SandboxDir, engine::shared::Shared, store::record::SandboxRecord};
 
 /// Every step that failed.
@@ -56,6 +56,7 @@ pub(crate) fn kernel(shared: &Shared, record: &SandboxRecord) -> Result<(), Fail
     if let Some(network) = &shared.network {
         steps.run("detach from network", network.detach_soon(&record.id));
     }
+    steps.run("end holder", holder::leftovers(shared, record));
     let_go(&dir, &mut steps);
     steps.run("remove cgroup", parent::give_back(shared, record));
     steps.end()

@@ -293,7 +293,7 @@ impl Task {
             Done::HolderGone => {
                 self.holder = None;
                 if matches!(self.record.state, State::Ready { .. }) {
-                    tracing::warn!(sandbox = %self.record.id, "the holder of the shared PID namespace has ended: stopping the sandbox");
+                    tracing::warn!(sandbox = %self.record.id, "its holder has ended: stopping the sandbox");
                     self.stop();
                 }
             }

@@ -41,12 +41,14 @@ pub enum PortError {
         port: u16,
     },
     /// Nobody listens there.
-    #[error("forward port {port} of sandbox {id}: connection refused: nothing listens on 127.0.0.1 or ::1 there")]
+    #[error("forward port {port} of sandbox {id}: connection refused: nothing listens there on 127.0.0.1 or ::1{own}")]
     Refused {
         /// Which sandbox.
         id: SandboxId,
         /// Which port.
         port: u16,
+        /// What is tried besides: the sandbox has a network stack of its own, which its addresses alone lead to.
+        own: &'static str,
     },
     /// The server does not accept.
     #[error("forward port {port} of sandbox {id}: the server did not accept within {PATIENCE:?}: its queue is full")]
@@ -87,12 +89,22 @@ impl PortError {
 
 /// Connects to `port` on the loopback addresses of the namespace pinned at `netns`, or of the host.
 pub(crate) async fn connect(id: &SandboxId, netns: Option<PathBuf>, port: u16) -> Result<TcpStream, PortError> {
+    connect_to(id, netns, &LOOPBACK, port).await
+}
+
+/// Connects to `port` on the first of these addresses that takes it, from the namespace pinned at `netns`, or from the host.
+pub(crate) async fn connect_to(
+    id: &SandboxId,
+    netns: Option<PathBuf>,
+    addresses: &[IpAddr],
+    port: u16,
+) -> Result<TcpStream, PortError> {
     let failed = |step| {
         let id = id.clone();
         move |error: io::Error| PortError::Failed { id, port, step, source: Arc::new(error) }
     };
     let mut first = None;
-    for address in LOOPBACK {
+    for address in addresses.iter().copied() {
         let netns = netns.clone();
         let socket = match blocking(move || socket(netns.as_deref(), address)).await {
             Ok(socket) => socket,
@@ -113,7 +125,7 @@ pub(crate) async fn connect(id: &SandboxId, netns: Option<PathBuf>, port: u16) -
     }
     Err(match first {
         Some(error) if error.kind() != io::ErrorKind::ConnectionRefused => failed("connect")(error),
-        Some(_) | None => PortError::Refused { id: id.clone(), port },
+        Some(_) | None => PortError::Refused { id: id.clone(), port, own: "" },
     })
 }
 

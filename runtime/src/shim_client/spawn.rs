@@ -11,6 +11,7 @@ use std::{
         unix::{fs::OpenOptionsExt as _, net::UnixStream},
     },
     path::Path,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -29,6 +30,8 @@ const LAST_ACT: Duration = Duration::from_secs(10);
 pub(crate) struct Shims {
     program: OwnedFd,
     null: File,
+    /// Held while a copy for others is made.
+    copying: Mutex<()>,
 }
 
 /// A started shim.
@@ -46,7 +49,23 @@ impl Shims {
     pub(crate) fn new(program: &Path) -> io::Result<Self> {
         let program = keelson_sys::memfd::sealed_copy(&File::open(program)?)?;
         let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-        Ok(Self { program, null })
+        Ok(Self { program, null, copying: Mutex::new(()) })
+    }
+
+    /// Writes the program to a file, unless it is there: one that no shim is started from. Blocks.
+    pub(crate) fn copy_to(&self, path: &Path) -> io::Result<()> {
+        let _turn = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = File::from(self.program.try_clone()?);
+        let size = program.metadata()?.len();
+        if std::fs::metadata(path).is_ok_and(|there| there.len() == size) {
+            return Ok(());
+        }
+        let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+        std::os::unix::fs::FileExt::read_exact_at(&program, &mut bytes, 0)?;
+        // Beside it first: pauses may run from the one of an earlier version.
+        let new = path.with_extension("new");
+        crate::store::write_new(&new, &bytes, 0o755)?;
+        std::fs::rename(new, path)
     }
 
     /// Starts the shim of `id` in its run directory. Blocks.

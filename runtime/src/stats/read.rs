@@ -14,7 +14,7 @@ use keelson_shim::cgroup::{CgroupError, Handle, Location};
 
 use super::{ContainerStats, FsUse, SandboxStats, Usage, traffic};
 use crate::{
-    container::{ContainerView, release::handle},
+    container::{ContainerView, foreign, release::handle},
     engine::{
         shared::{Shared, now},
         table::{ContainerEntry, SandboxEntry},
@@ -87,13 +87,21 @@ fn container(
     let view = entry.view()?;
     let mut stats = ContainerStats { timestamp: now(), ..Default::default() };
     if view.pid.is_some() {
-        let read = entry.stats.read(&shared.readers, buffer, || container_handle(shared, entry, &view));
+        let read = match lodging(entry, &view) {
+            Some(sandbox) => entry.stats.told(|| foreign::stats(shared, &sandbox.spec.handler, &view.id)),
+            None => entry.stats.read(&shared.readers, buffer, || container_handle(shared, entry, &view)),
+        };
         stats.usage = read.or_else(|| entry.stats.last());
     } else {
         entry.stats.close();
     }
     stats.writable_layer = writable_layer(shared, &view.id);
     Some((view, stats))
+}
+
+/// The sandbox, where its runtime has all containers in one process: what a container uses, that alone knows.
+fn lodging(entry: &ContainerEntry, view: &ContainerView) -> Option<Arc<SandboxView>> {
+    entry.sandbox.view().filter(|sandbox| sandbox.holder_pid.is_some() && sandbox.holder_pid == view.pid)
 }
 
 /// The cgroup of a container.

@@ -127,6 +127,12 @@ impl Slot {
         Some(inner.take(&stats))
     }
 
+    /// What somebody else than a cgroup tells is used now; none when nobody does, or another thread asks at this moment.
+    pub(crate) fn told(&self, ask: impl FnOnce() -> Option<cgroup::Stats>) -> Option<Usage> {
+        let mut inner = self.0.try_lock().ok()?;
+        ask().map(|stats| inner.take(&stats))
+    }
+
     /// The last reading, whenever that was.
     pub(crate) fn last(&self) -> Option<Usage> {
         self.0.try_lock().ok()?.last

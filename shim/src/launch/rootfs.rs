@@ -65,14 +65,25 @@ pub(super) fn overlay(
 /// An overlay on `target` in the calling process's own mount namespace, with these folders in it: for another runtime, which takes
 /// its root filesystem by a path. `label` as for an overlay of ours.
 pub fn mount_root(overlay: &OverlayRootfs, label: &str, target: &Path, folders: &[String]) -> Result<(), LaunchError> {
+    mount_shifted(overlay, None, label, target, folders)
+}
+
+/// The same with its layers' ids shifted, where there is a user namespace.
+pub(super) fn mount_shifted(
+    overlay: &OverlayRootfs,
+    shift: Option<&Shift<'_>>,
+    label: &str,
+    target: &Path,
+    folders: &[String],
+) -> Result<(), LaunchError> {
     super::lsm::check_mount_label(label)?;
     if overlay.lower.is_empty() {
         return Err(LaunchError::invalid(STEP, "", "no lower directory"));
     }
-    let layers = Layers { label, ..Layers::open(overlay, None)? };
+    let layers = Layers { label, ..Layers::open(overlay, shift)? };
     let tree = layers.mount()?.ok_or_else(too_many)?;
     for folder in folders {
-        make_folder(&tree, Path::new(folder))
+        make_folder(&tree, Path::new(folder), shift.map(|shift| shift.root))
             .map_err(|errno| LaunchError::system("make volume folder", folder.as_str(), errno))?;
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -80,8 +91,8 @@ pub fn mount_root(overlay: &OverlayRootfs, label: &str, target: &Path, folders: 
         .map_err(|errno| LaunchError::system("mount root filesystem", target.display().to_string(), errno))
 }
 
-/// Makes a folder and those above it; links on the way lead nowhere outside of `root`.
-fn make_folder(root: &OwnedFd, path: &Path) -> rustix::io::Result<()> {
+/// Makes a folder and those above it, of this user and group; links on the way lead nowhere outside of `root`.
+fn make_folder(root: &OwnedFd, path: &Path, owner: Option<(u32, u32)>) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let open = |path: &Path| rustix::fs::openat2(root, path, flags, Mode::empty(), inside);
@@ -93,7 +104,12 @@ fn make_folder(root: &OwnedFd, path: &Path) -> rustix::io::Result<()> {
         above = match open(&whole) {
             Err(Errno::NOENT) => {
                 rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))?;
-                open(&whole)?
+                let made = open(&whole)?;
+                if let Some((uid, gid)) = owner {
+                    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+                    rustix::fs::chownat(&made, "", uid, gid, AtFlags::EMPTY_PATH)?;
+                }
+                made
             }
             other => other?,
         };

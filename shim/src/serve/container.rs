@@ -325,19 +325,21 @@ pub(super) fn overlay(call: &Launch, spec: &Spec) -> Option<OverlayRootfs> {
     })
 }
 
+/// The images that the daemon asks for.
+pub(super) fn images(call: &Launch) -> Vec<ImageVolume> {
+    let image = |volume: &keelson_api::shim::ImageVolume| ImageVolume {
+        destination: volume.destination.clone(),
+        lower: volume.lower.iter().map(PathBuf::from).collect(),
+        sub_path: volume.sub_path.clone(),
+    };
+    call.image_volumes.iter().map(image).collect()
+}
+
 /// By our own launcher.
 fn create(id: &str, call: &Launch, spec: &Spec, seccomp: &[u8], stdio: launch::ChildStdio) -> Result<Created, Failure> {
     let bundle =
         std::env::current_dir().map_err(|error| failure("find run directory", "", FailureKind::System, &error))?;
-    let images: Vec<ImageVolume> = call
-        .image_volumes
-        .iter()
-        .map(|volume| ImageVolume {
-            destination: volume.destination.clone(),
-            lower: volume.lower.iter().map(PathBuf::from).collect(),
-            sub_path: volume.sub_path.clone(),
-        })
-        .collect();
+    let images = images(call);
     launch::create(CreateRequest {
         id,
         bundle: &bundle,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use keelson_api::shim::{Failure, FailureKind, Handler, Launch};
 use keelson_shim::cgroup::{Handle, Location};
-use keelson_shim::launch::{ChildStdio, Created, Execed, mount_root};
+use keelson_shim::launch::{self, ChildStdio, Created, Execed, Staging, mount_root};
 use keelson_shim::spec::{Process, Spec};
 use keelson_sys::namespace::{self, NamespaceKinds};
 use keelson_sys::pidfd;
@@ -23,10 +23,10 @@ use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 
 use super::console::Console;
-use super::streams::null;
 use super::{failure, record};
 
 mod lodging;
+mod null;
 
 use lodging::Lodging;
 
@@ -93,7 +93,19 @@ impl Runtime {
             .map_err(|error| failure("make mount namespace", "", FailureKind::System, &error))?;
         let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         rustix::mount::mount_change("/", flags).map_err(system("make mounts private", "/"))?;
-        if let Some(overlay) = super::container::overlay(call, spec) {
+        let place = call.handler.as_ref().map(|handler| handler.place.as_str()).unwrap_or_default();
+        if !place.is_empty() {
+            launch::stage(&Staging {
+                place: Path::new(place),
+                bundle: Path::new("."),
+                spec,
+                overlay: super::container::overlay(call, spec).as_ref(),
+                image_volumes: &super::container::images(call),
+                volumes: &call.volumes,
+                resolved_sources: &call.resolved_sources,
+            })
+            .map_err(|error| Failure::from(&error))?;
+        } else if let Some(overlay) = super::container::overlay(call, spec) {
             match rustix::fs::mkdir(ROOTFS, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(system("make folder", ROOTFS)(errno)),
@@ -102,10 +114,15 @@ impl Runtime {
             mount_root(&overlay, label, Path::new(ROOTFS), &call.volumes).map_err(|error| Failure::from(&error))?;
         }
         let (console, streams) = console("init", stdio).map_err(system("make console socket", ""))?;
+        let again = lodging::copies(&streams).map_err(system("copy standard streams", ""))?;
         let mut arguments = vec!["create", "--bundle", ".", "--pid-file", PID_FILE];
         arguments.extend(console.iter().flat_map(|console| ["--console-socket", console.path()]));
         arguments.push(&self.id);
-        let made = self.run(&arguments, streams, CREATE).and_then(|()| self.adopt(&cgroup)).and_then(|mut created| {
+        let made = self.run(&arguments, streams, CREATE).and_then(|()| self.adopt(&cgroup, again));
+        let made = made.and_then(|mut created| {
+            if self.is_lodged() && console.is_some() {
+                return Err(failure("make terminal", "", FailureKind::Unsupported, &lodging::NoTerminal));
+            }
             created.terminal = receive(console, &self.name)?;
             Ok(created)
         });
@@ -117,10 +134,10 @@ impl Runtime {
         made
     }
 
-    fn adopt(&mut self, cgroup: &Handle) -> Result<Created, Failure> {
+    fn adopt(&mut self, cgroup: &Handle, streams: [OwnedFd; 3]) -> Result<Created, Failure> {
         let (pid, init) = self.process(PID_FILE)?;
         if lodging::is_anothers(&init) {
-            self.lodging = Some(Lodging::new(pid));
+            self.lodging = Some(Lodging::new(pid, streams));
             return Ok(Created::elsewhere(pid, init, cgroup.clone()));
         }
         // Where the runtime knows fewer hierarchies than this machine has, the container's cgroup is completed while it waits.
@@ -130,7 +147,10 @@ impl Runtime {
 
     /// Lets the init exec.
     pub(super) fn start(&mut self, created: &mut Created) -> Result<(), Failure> {
-        self.command(&["start", &self.id])?;
+        match self.lodging.as_ref().and_then(Lodging::streams) {
+            Some(streams) => self.run(&["start", &self.id], streams, COMMAND)?,
+            None => self.command(&["start", &self.id])?,
+        }
         self.await_lodger(created)
     }
 
@@ -196,7 +216,7 @@ impl Runtime {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let streams = || -> rustix::io::Result<[OwnedFd; 3]> {
             let output = rustix::fs::open(OUTPUT, flags, Mode::from_raw_mode(0o600))?;
-            Ok([null()?, rustix::io::fcntl_dupfd_cloexec(&output, 3)?, output])
+            Ok([null::own()?, rustix::io::fcntl_dupfd_cloexec(&output, 3)?, output])
         };
         let streams = streams().map_err(|errno| failure("open file", OUTPUT, FailureKind::System, &errno))?;
         self.run(arguments, streams, COMMAND)
@@ -264,8 +284,10 @@ impl Runtime {
 /// A socket for a terminal's master, and the streams for the command.
 fn console(name: &str, stdio: ChildStdio) -> rustix::io::Result<(Option<Console>, [OwnedFd; 3])> {
     match stdio {
-        ChildStdio::Fds { stdin, stdout, stderr } => Ok((None, [stdin, stdout, stderr])),
-        ChildStdio::Terminal => Ok((Some(Console::listen(name)?), [null()?, null()?, null()?])),
+        ChildStdio::Fds { stdin, stdout, stderr } => {
+            Ok((None, [null::instead(stdin)?, null::instead(stdout)?, null::instead(stderr)?]))
+        }
+        ChildStdio::Terminal => Ok((Some(Console::listen(name)?), [null::own()?, null::own()?, null::own()?])),
     }
 }
 

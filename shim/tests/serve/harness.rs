@@ -229,6 +229,7 @@ impl Container {
                 program: program.clone(),
                 options: options.clone(),
                 root: node.path("runtime").to_str().unwrap().to_owned(),
+                ..Default::default()
             }),
             ..Launch::default()
         };

@@ -34,5 +34,5 @@ fn runtime(name: &str, raw: RawRuntime) -> Result<Runtime, Bad> {
             return Err(bad("runtimes", option, format!("`{word}` is set by keelson itself: leave it out")));
         }
     }
-    Ok(Runtime { path: path("runtimes", None, raw.path, "")?, options: raw.options })
+    Ok(Runtime { path: path("runtimes", None, raw.path, "")?, options: raw.options, sandboxed: raw.sandboxed })
 }

@@ -29,6 +29,7 @@ fn the_settings_of_the_daemon() {
         apparmor: crate::engine::AppArmorStatus { enabled: true, problem: Some("no compiler".into()) },
         selinux: crate::engine::SelinuxStatus { enabled: false, problem: None },
         features: Default::default(),
+        handlers: Vec::new(),
         sandboxes: 2,
         containers: 3,
         teardown_pending: 1,

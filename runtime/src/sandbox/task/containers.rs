@@ -144,6 +144,11 @@ impl Task {
         if let Err(Denied { state }) = decide(&member.record.state, &Request::Update) {
             return answer(reply, Err(denied("update", id, state)));
         }
+        if let sandbox_state::State::Ready { holder_pid: Some(holder), .. } = self.record.state
+            && member.record.state.pid() == Some(holder)
+        {
+            return answer(reply, Err(container::foreign::no_limits(&self.record.spec.handler)));
+        }
         let change = member.record.resources.completed(change.clone());
         if let Err((field, reason)) = member.record.resources.merged(&change).check() {
             return answer(reply, Err(ContainerError::Invalid { field: field.into(), reason }));

@@ -103,14 +103,15 @@ impl Task {
     /// Gives back what the kernel holds, after a pause.
     pub(super) fn release(&mut self, pause: Duration) {
         self.releasing = true;
-        if let Some(holder) = self.holder.take() {
-            self.work.spawn_behind(behind(&self.record), async move {
-                holder::stop(&holder).await;
-                Done::HolderGone
-            });
-        }
+        let holder = self.holder.take();
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
-        let work = async move { Done::Released(teardown(&shared, record, pause, release::kernel).await) };
+        let work = async move {
+            if let Some(holder) = holder {
+                // What it leaves, were it lost, is taken away next.
+                holder::stop(&holder).await;
+            }
+            Done::Released(teardown(&shared, record, pause, release::kernel).await)
+        };
         if pause.is_zero() {
             self.work.spawn_behind(behind(&self.record), work);
         } else {

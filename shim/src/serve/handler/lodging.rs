@@ -3,6 +3,7 @@
 //! Runs in the shim's only thread. Owns the waiting child's answer, a file of the run directory.
 //! Must never signal the process that the containers share, nor put it into the cgroup of one of them.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use keelson_api::shim::{Failure, FailureKind};
@@ -23,11 +24,29 @@ pub(super) struct Lodging {
     host: i32,
     /// `wait` runs.
     awaited: bool,
+    /// Its standard streams, which such a runtime takes from `start`.
+    streams: Cell<Option<[OwnedFd; 3]>>,
+}
+
+/// It would come with `start`, when nobody can be told any more that there is none.
+#[derive(Debug, thiserror::Error)]
+#[error("this runtime runs the containers of a pod in one process, where only execs can have a terminal")]
+pub(super) struct NoTerminal;
+
+/// The same streams once more.
+pub(super) fn copies(streams: &[OwnedFd; 3]) -> rustix::io::Result<[OwnedFd; 3]> {
+    let copy = |stream: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(stream, 3);
+    Ok([copy(&streams[0])?, copy(&streams[1])?, copy(&streams[2])?])
 }
 
 impl Lodging {
-    pub(super) fn new(host: i32) -> Lodging {
-        Lodging { host, awaited: false }
+    pub(super) fn new(host: i32, streams: [OwnedFd; 3]) -> Lodging {
+        Lodging { host, awaited: false, streams: Cell::new(Some(streams)) }
+    }
+
+    /// The streams, once.
+    pub(super) fn streams(&self) -> Option<[OwnedFd; 3]> {
+        self.streams.take()
     }
 }
 
@@ -62,7 +81,7 @@ impl Runtime {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let streams = || -> rustix::io::Result<[OwnedFd; 3]> {
-            Ok([null()?, rustix::fs::open(WAITED, flags, Mode::from_raw_mode(0o600))?, null()?])
+            Ok([null::own()?, rustix::fs::open(WAITED, flags, Mode::from_raw_mode(0o600))?, null::own()?])
         };
         let streams = streams().map_err(|errno| failure("open file", WAITED, FailureKind::System, &errno))?;
         let waiter = self.spawn(&["wait", &self.id], &streams)?;
@@ -95,12 +114,16 @@ impl Runtime {
             ["kill"].into_iter().chain(all.then_some("--all")).chain([self.id.as_str(), &signal]).collect();
         let sent = self.command(&arguments);
         // Its end may be on its way to us.
-        sent.or_else(|failure| if std::fs::read(WAITED).is_ok_and(|told| !told.is_empty()) { Ok(()) } else { Err(failure) })
+        sent.or_else(
+            |failure| if std::fs::read(WAITED).is_ok_and(|told| !told.is_empty()) { Ok(()) } else { Err(failure) },
+        )
     }
 
     /// Kills all of a lodger; false when its runtime did not.
     pub(in crate::serve) fn kill_lodger(&self) -> bool {
         if !self.is_awaited() {
+            // Nobody else has them: their readers come to the end.
+            drop(self.lodging.as_ref().and_then(Lodging::streams));
             self.delete();
             return true;
         }
