@@ -136,7 +136,7 @@ impl Kubelet {
                 self.process = None;
                 bail!("the kubelet ended at start with {status}: {}", self.log_tail());
             }
-            ensure!(begun.elapsed() < DEADLINE, "the kubelet does not serve after {DEADLINE:?}: {}", self.log_tail());
+            ensure!(begun.elapsed() < *DEADLINE, "the kubelet does not serve after {:?}: {}", *DEADLINE, self.log_tail());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
@@ -148,7 +148,7 @@ impl Kubelet {
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)?;
         let begun = Instant::now();
         while child.try_wait()?.is_none() {
-            if begun.elapsed() > DEADLINE {
+            if begun.elapsed() > *DEADLINE {
                 child.kill()?;
                 child.wait()?;
                 bail!("the kubelet does not end at SIGTERM: {}", self.log_tail());
@@ -177,7 +177,7 @@ impl Kubelet {
         }
         let begun = Instant::now();
         while !self.remove_cgroups() {
-            ensure!(begun.elapsed() < DEADLINE, "a cgroup below `{}` stays busy", self.cgroup());
+            ensure!(begun.elapsed() < *DEADLINE, "a cgroup below `{}` stays busy", self.cgroup());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())

@@ -186,7 +186,7 @@ fn privileged_a_pin_stays() {
     let mut store = Store::new();
     let image = ImportedImage { name: A.into(), layers: vec![tar("f", "1")], pinned: true, ..ImportedImage::default() };
     assert!(store.get().import(image.clone()).unwrap().pinned);
-    assert!(store.get().import(ImportedImage { pinned: false, checkpoint: false, ..image }).unwrap().pinned);
+    assert!(store.get().import(ImportedImage { pinned: false, ..image }).unwrap().pinned);
     assert!(store.reopen().find(A).unwrap().pinned);
 }
 

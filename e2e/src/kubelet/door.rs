@@ -76,7 +76,7 @@ pub(super) async fn request(port: u16, method: &str, path: &str) -> Result<(u16,
         let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status in the answer")?;
         anyhow::Ok((code, body.to_owned()))
     };
-    tokio::time::timeout(crate::node::DEADLINE, talk).await.with_context(|| format!("{method} {path}"))?
+    tokio::time::timeout(*crate::node::DEADLINE, talk).await.with_context(|| format!("{method} {path}"))?
 }
 
 /// As part of a query.
