@@ -104,7 +104,7 @@ impl Checks<'_> {
         let mut dead = false;
         if let Some(task) = core.message(3)? {
             self.task(&task)?;
-            dead = task.small(2)? == Some(DEAD);
+            dead = task.small(1)? == Some(DEAD);
         }
         let thread = match core.message(5)? {
             // It had ended and nobody had waited for it yet: of such a process there is only its exit code, and it runs nothing.

@@ -138,14 +138,15 @@ fn a_process_that_had_ended_has_an_exit_code_and_nothing_else() {
         set.insert("core-7.img".into(), vec![core]);
         set
     };
-    let ended = |state| with(vec![n(1, 1), m(3, vec![n(1, 0), n(2, state), n(3, 256)])]);
+    // As CRIU 4.1.1 writes it: state, exit code, personality, flags, signals, name.
+    let ended = |state| with(vec![n(1, 1), m(3, vec![n(1, state), n(2, 0), n(3, 0), n(4, 0), n(5, 0), t(6, "sleep")])]);
     assert!(taken(&ended(2), &bounds()).unwrap().contains(&"core-7.img".to_owned()));
     for set in [ended(1), ended(3), ended(6), with(vec![n(1, 1)])] {
         assert!(taken(&set, &bounds()).unwrap_err().contains("a thread without a description"));
     }
     // One that is called dead and has a thread is looked at like any other.
     let thread = thread(creds().into_iter().filter(|(field, _)| *field != 3).collect());
-    let set = with(vec![n(1, 1), m(3, vec![n(2, 2)]), m(5, thread)]);
+    let set = with(vec![n(1, 1), m(3, vec![n(1, 2)]), m(5, thread)]);
     assert!(taken(&set, &bounds()).unwrap_err().contains("a user id is missing"));
 }
 
