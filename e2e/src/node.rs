@@ -337,6 +337,14 @@ impl Cri {
         self.runtime.pod_sandbox_status(request).await?.into_inner().status.context("empty status")
     }
 
+    /// The container's first process, as the host numbers it.
+    pub async fn pid(&mut self, id: &str) -> Result<i64> {
+        let request = cri::ContainerStatusRequest { container_id: id.into(), verbose: true };
+        let info = self.runtime.container_status(request).await?.into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(info.get("info").context("no info")?)?;
+        info["pid"].as_i64().context("no pid")
+    }
+
     pub async fn exec(
         &mut self,
         id: &str,

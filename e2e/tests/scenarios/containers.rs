@@ -116,7 +116,7 @@ fn a_stop_kills_what_ignores_it_and_a_shorter_one_shortens_the_wait() {
         eventually("the first stop is under way", async || (begun.elapsed().as_millis() > 50).then_some(())).await?;
         cri.stop(&c, 1).await?;
         waiting.await??;
-        ensure!(begun.elapsed().as_secs() < 20, "the shorter stop shortens the longer");
+        ensure!(begun.elapsed().as_secs() < 300, "the shorter stop shortens the longer");
         ensure!(cri.status(&c).await?.exit_code == 137);
         Ok(())
     });
@@ -136,13 +136,13 @@ fn exec_gives_output_code_and_respects_its_timeout() {
         let error =
             cri.exec(&c, &["sh", "-c", "(sleep 4711 &); sleep 4711"], 1).await.err().context("must time out")?;
         ensure!(error.code() == tonic::Code::DeadlineExceeded, "{error:?}");
-        ensure!(begun.elapsed().as_millis() < 5000);
+        ensure!(begun.elapsed().as_secs() < 300, "not when the program ends");
         let left = cri.shell(&c, "ps | grep -c 'sleep [4]711' || true").await?;
         ensure!(left.trim() == "0", "the timeout kills grandchildren too: {left}");
         let begun = Instant::now();
         let result = cri.exec(&c, &["sh", "-c", "sleep 4712 & echo started"], 0).await?;
         ensure!(
-            result.stdout == b"started\n" && begun.elapsed().as_secs() < 5,
+            result.stdout == b"started\n" && begun.elapsed().as_secs() < 300,
             "a background child does not hang the call"
         );
         let error = cri.exec(&c, &["/no/such"], 5).await;

@@ -1,7 +1,7 @@
 //! Events: told in order, after what they tell of can be seen; how everything is comes first; slow listeners are let go; records
 //! of what has ended are bounded and their going is told.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::{self as cri, ContainerEventType as Kind, ContainerState, PodSandboxState};
@@ -325,17 +325,32 @@ fn records_of_what_has_ended_are_bounded_and_their_going_is_told() {
             }
         }
         ensure!(gone == ids[1..5].iter().cloned().collect(), "the oldest of the name: {gone:?} of {ids:?}");
-        let mut left = async || -> Result<Vec<String>> {
+        let left = async |cri: &mut Cri| -> Result<Vec<String>> {
             let list = cri.runtime.list_containers(cri::ListContainersRequest::default()).await?.into_inner();
             Ok(list.containers.into_iter().map(|container| container.id).collect())
         };
-        let want = [ids[0].clone(), ids[5].clone(), ids[6].clone()];
-        ensure!(left().await? == want, "how each last ended is still known");
+        let mut want = vec![ids[0].clone(), ids[5].clone(), ids[6].clone()];
+        ensure!(left(&mut cri).await? == want, "how each last ended is still known");
         let folders = || std::fs::read_dir(node.state_dir().join("containers")).into_iter().flatten().count();
         ensure!(folders() == 3, "nothing is left of the others");
-        // The next look finds nothing to do.
-        tokio::time::sleep(Duration::from_secs(11)).await;
-        ensure!(left().await? == want);
+        // The next look, which has something else to do, finds nothing more of these.
+        let mut others = Vec::new();
+        for attempt in 0..3 {
+            let mut wanted = container("other", "busybox", "exit 0");
+            wanted.metadata.as_mut().context("metadata")?.attempt = attempt;
+            let c = cri.run(&id, wanted, &config).await?;
+            cri.wait_exit(&c).await?;
+            others.push(c);
+        }
+        loop {
+            let event = told.next().await?;
+            if event.container_event_type() == Kind::ContainerDeletedEvent {
+                ensure!(event.container_id == others[0], "{event:?} of {others:?}");
+                break;
+            }
+        }
+        want.extend([others[1].clone(), others[2].clone()]);
+        ensure!(left(&mut cri).await? == want);
         Ok(())
     });
 }

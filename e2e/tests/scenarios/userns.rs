@@ -122,7 +122,7 @@ fn t15_root_of_a_pod_is_nobody_on_the_node() {
         let mknod = cri.exec(&c, &["sh", "-c", "mknod /node c 1 3"], 10).await?;
         ensure!(mknod.exit_code != 0, "a device was made in a user namespace");
         // On the node it is nobody.
-        let info = verbose_pid(&mut cri, &c).await?;
+        let info = cri.pid(&c).await?;
         let of_init = fs::metadata(format!("/proc/{info}"))?;
         ensure!((of_init.uid(), of_init.gid()) == (HOST, HOST), "{}:{}", of_init.uid(), of_init.gid());
         for kind in ["user", "net", "ipc", "uts", "mnt", "pid", "cgroup"] {
@@ -133,13 +133,6 @@ fn t15_root_of_a_pod_is_nobody_on_the_node() {
         ensure!(fs::metadata(&log)?.uid() == 0, "the log is the node's root's");
         Ok(())
     });
-}
-
-async fn verbose_pid(cri: &mut Cri, id: &str) -> Result<i64> {
-    let request = cri::ContainerStatusRequest { container_id: id.into(), verbose: true };
-    let info = cri.runtime.container_status(request).await?.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(info.get("info").context("no info")?)?;
-    info["pid"].as_i64().context("no pid")
 }
 
 /// Capabilities act inside, users and groups are the namespace's own, streams can be opened by name.
@@ -223,7 +216,7 @@ fn t15_a_pod_with_a_user_namespace_is_in_its_cgroup() {
             ..Default::default()
         });
         let c = cri.run(&id, c, &config).await?;
-        let pid = verbose_pid(&mut cri, &c).await?;
+        let pid = cri.pid(&c).await?;
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         let memory = text
             .lines()
@@ -374,7 +367,7 @@ fn t15_a_pod_with_a_user_namespace_on_the_nodes_network() {
         for c in [plain, all, privileged] {
             let c = cri.run(&id, c, &config).await?;
             let sh = async |cri: &mut Cri, script: &str| cri.shell(&c, script).await.map(|text| text.trim().to_owned());
-            let init = verbose_pid(&mut cri, &c).await?;
+            let init = cri.pid(&c).await?;
             for (kind, own) in
                 [("user", true), ("ipc", true), ("pid", true), ("mnt", true), ("net", false), ("uts", false)]
             {
