@@ -136,7 +136,12 @@ impl Kubelet {
                 self.process = None;
                 bail!("the kubelet ended at start with {status}: {}", self.log_tail());
             }
-            ensure!(begun.elapsed() < *DEADLINE, "the kubelet does not serve after {:?}: {}", *DEADLINE, self.log_tail());
+            ensure!(
+                begun.elapsed() < *DEADLINE,
+                "the kubelet does not serve after {:?}: {}",
+                *DEADLINE,
+                self.log_tail()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())

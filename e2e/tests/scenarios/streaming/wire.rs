@@ -242,7 +242,7 @@ impl Spdy {
 
     /// Waits until a stream, which goes on, has brought this.
     pub(crate) async fn wait(&mut self, id: u32, text: &str) -> Result<()> {
-        while !self.heard.get(&id).is_some_and(|heard| heard.bytes == text.as_bytes()) {
+        while self.heard.get(&id).is_none_or(|heard| heard.bytes != text.as_bytes()) {
             let heard = self.heard.entry(id).or_default();
             ensure!(!heard.ended && !heard.reset, "stream {id} is over before `{text}`: {heard:?}");
             self.frame().await.with_context(|| format!("`{text}` on stream {id}"))?;
