@@ -89,10 +89,11 @@ impl Supervisor {
         for exec in &mut self.execs {
             match exec.due(now) {
                 Due::Nothing => {}
-                Due::Kill => match self.phase.container() {
-                    Some(container) => container.kill_exec(exec),
-                    None => {}
-                },
+                Due::Kill => {
+                    if let Some(container) = self.phase.container() {
+                        container.kill_exec(exec);
+                    }
+                }
                 Due::Answer => over.push(exec.id),
             }
         }
