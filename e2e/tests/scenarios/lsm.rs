@@ -169,13 +169,6 @@ fn of_file(pid: i64, path: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).trim_end_matches('\0').to_owned())
 }
 
-async fn pid(cri: &mut Cri, id: &str) -> Result<i64> {
-    let request = cri::ContainerStatusRequest { container_id: id.into(), verbose: true };
-    let info = cri.runtime.container_status(request).await?.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(info.get("info").context("info")?)?;
-    info["pid"].as_i64().context("pid")
-}
-
 /// `s0:c1,c2` of `u:r:t:s0:c1,c2`.
 fn level(label: &str) -> &str {
     label.splitn(4, ':').nth(3).unwrap_or_default()
@@ -208,7 +201,7 @@ fn selinux_each_pod_has_a_level_of_its_own_and_keeps_it() {
             ensure!(levels.insert(level(&init).to_owned()), "two pods have the level of {init}");
             let files = format!("system_u:object_r:container_file_t:{}", level(&init));
             cri.shell(&one, "touch /new /dev/shm/new /dev/mqueue/new").await?;
-            let pid = pid(&mut cri, &one).await?;
+            let pid = cri.pid(&one).await?;
             for path in [
                 "/",
                 "/bin/busybox",
@@ -265,7 +258,7 @@ fn selinux_what_a_request_says_wins_and_what_the_policy_does_not_know_is_refused
             let c = cri.run(&id, with(name, context), &config).await.context(name)?;
             ensure!(labels(&mut cri, &c).await? == [want, want], "{name}: {:?}", labels(&mut cri, &c).await?);
             // Queues are the pod's, whoever looks.
-            let pid = pid(&mut cri, &c).await?;
+            let pid = cri.pid(&c).await?;
             ensure!(level(&of_file(pid, "/dev/mqueue")?) == "s0:c100,c200", "{name}");
             ensure!(level(&of_file(pid, "/")?) == level(want), "{name}");
         }

@@ -2,7 +2,6 @@
 
 mod bad_input;
 mod checkpoint;
-mod checkpoint_image;
 mod confinement;
 mod containers;
 mod contract;

@@ -8,10 +8,8 @@ use k8s_cri::v1 as cri;
 use keelson_e2e::node::{Cri, Node, container, pod};
 use tonic::Code;
 
-use crate::{
-    checkpoint::{COUNTER, add, checkpoint, count, criu, folders, goes_on, log, members},
-    scenario_with,
-};
+use super::{COUNTER, add, checkpoint, count, criu, folders, goes_on, log, members};
+use crate::scenario_with;
 
 const OLD: &str = "io.kubernetes.cri-o.annotations.checkpoint.name";
 const NEW: &str = "org.criu.checkpoint.container.name";
