@@ -104,6 +104,7 @@ impl Node {
     pub fn boot(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "the daemon runs already");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let before = log.metadata()?.len();
         let mut child = Command::new(binary("keelson"))
             .args(["serve", "--config"])
             .arg(self.config_path())
@@ -119,7 +120,8 @@ impl Node {
             .spawn()
             .with_context(|| format!("start `{}` (built?)", binary("keelson").display()))?;
         let begun = Instant::now();
-        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
+        // Not the socket is asked: a shim that a killed daemon has just forked holds the old one until it executes.
+        while !self.says_that_it_serves(before)? {
             if let Some(status) = child.try_wait()? {
                 bail!("the daemon ended at start with {status}: {}", self.log_tail());
             }
@@ -132,6 +134,13 @@ impl Node {
         }
         self.daemon = Some(child);
         Ok(())
+    }
+
+    /// Whether the log has the daemon's line of readiness after this many bytes.
+    fn says_that_it_serves(&self, from: u64) -> Result<bool> {
+        let log = fs::read(self.log_path())?;
+        let new = log.get(usize::try_from(from)?..).unwrap_or_default();
+        Ok(String::from_utf8_lossy(new).contains("keelson: serving CRI on"))
     }
 
     /// kill -9.

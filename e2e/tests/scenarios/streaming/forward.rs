@@ -95,7 +95,10 @@ fn crictl_forwards_over_both_transports() {
             let ended = tokio::time::timeout(*DEADLINE, refused.read_to_end(&mut nothing)).await?;
             ensure!(nothing.is_empty(), "{transport}: {ended:?} {nothing:?}");
             let complaints = client.stop()?;
-            ensure!(complaints.contains("connection refused: nothing listens on 127.0.0.1 or ::1"), "{complaints}");
+            ensure!(
+                complaints.contains("connection refused: nothing listens there on 127.0.0.1 or ::1"),
+                "{complaints}"
+            );
         }
         Ok(())
     });
