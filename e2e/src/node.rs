@@ -140,7 +140,7 @@ impl Node {
     fn says_that_it_serves(&self, from: u64) -> Result<bool> {
         let log = fs::read(self.log_path())?;
         let new = log.get(usize::try_from(from)?..).unwrap_or_default();
-        Ok(String::from_utf8_lossy(new).contains("keelson: serving CRI on"))
+        Ok(String::from_utf8_lossy(new).contains("serving CRI on unix:"))
     }
 
     /// kill -9.

@@ -159,7 +159,8 @@ fn asking_something_of_a_container_that_ends_just_then_is_told_that_it_has_ended
                 }
             };
             ensure!(error.code() == Code::FailedPrecondition, "round {attempt}: {error:?}");
-            ensure!(cri.status(&c).await?.state() == ContainerState::ContainerExited, "and its exit is on record");
+            // It may have been told while the exit was being recorded.
+            cri.wait_exit(&c).await?;
             cri.remove(&c).await?;
         }
         Ok(())
