@@ -78,6 +78,15 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
+impl Child {
+    /// Kills and reaps it. That the channel is dropped would not do: a child that another thread has forked meanwhile has a copy of
+    /// it, until it execs or closes what it does not need.
+    pub fn end(self) {
+        let _ = crate::pidfd::send_signal(&self.pidfd, libc::SIGKILL);
+        let _ = crate::pidfd::wait(&self.pidfd);
+    }
+}
+
 /// The parent's end of the talk with a child.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);

@@ -91,9 +91,7 @@ fn in_user_namespace(
             .map_err(failed("map user namespace")),
         _ => pin_all(child.pid, kinds, dir),
     });
-    // It ends when its channel does.
-    drop(channel);
-    let _ = keelson_sys::pidfd::wait(&child.pidfd);
+    child.end();
     made
 }
 

@@ -112,11 +112,6 @@ fn clone(
     Ok((child, channel))
 }
 
-fn end(child: &Child) {
-    let _ = keelson_sys::pidfd::send_signal(&child.pidfd, libc::SIGKILL);
-    let _ = keelson_sys::pidfd::wait(&child.pidfd);
-}
-
 /// A cloned init and what is known of it.
 struct Launched<'a> {
     subject: Subject<'a>,
@@ -129,7 +124,7 @@ impl Launched<'_> {
             Ok((terminal, handle)) => {
                 // Until now the init has not run a line of the container's.
                 if let Err(error) = place::delegate(&handle, self.subject.process, self.subject.request.spec) {
-                    end(&child);
+                    child.end();
                     return Err(error);
                 }
                 let late = |hooks: &&Hooks| !hooks.start_container.is_empty() || !hooks.poststart.is_empty();
@@ -141,7 +136,7 @@ impl Launched<'_> {
                 Ok(Created { pid: child.pid, pidfd: child.pidfd, cgroup: handle, terminal, start })
             }
             Err(error) => {
-                end(&child);
+                child.end();
                 Err(error)
             }
         }
@@ -258,9 +253,7 @@ impl Created {
             Message::Sync | Message::Ready | Message::Terminal(_) => Err(failed(Errno::PROTO)),
         }
     }
-}
 
-impl Created {
     /// The hooks that see the user's program run. One that fails ends the container, as the specification has it.
     fn after_start(&self, hooks: Option<(Hooks, ContainerState)>) -> Result<(), LaunchError> {
         let Some((wanted, state)) = hooks.filter(|(wanted, _)| !wanted.poststart.is_empty()) else { return Ok(()) };

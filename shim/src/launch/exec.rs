@@ -206,8 +206,7 @@ fn copying(ops: &[Op], options: CloneOptions<'_>) -> Result<(Child, Option<Owned
             Ok(Message::Sync | Message::Ready) => LaunchError::system("exec", "", Errno::PROTO),
             Err(errno) => LaunchError::system("exec", "", errno),
         };
-        let _ = keelson_sys::pidfd::send_signal(&child.pidfd, libc::SIGKILL);
-        let _ = keelson_sys::pidfd::wait(&child.pidfd);
+        child.end();
         return Err(error);
     }
 }

@@ -63,9 +63,7 @@ pub(super) fn namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedF
         Ok(_) => Err(failed(Errno::CHILD)),
         Err(errno) => Err(failed(errno)),
     };
-    // The helper ends when its channel does.
-    drop(channel);
-    let _ = keelson_sys::pidfd::wait(&helper.pidfd);
+    helper.end();
     result
 }
 
@@ -87,5 +85,15 @@ mod tests {
         let fd = namespace(&mapping, &mapping).unwrap();
         assert!(rustix::fs::fstat(&fd).is_ok());
         assert!(namespace(&mapping, &[]).is_err());
+    }
+
+    #[test]
+    fn privileged_threads_that_make_namespaces_do_not_wait_for_each_other() {
+        let mapping = [IdMapping { container_id: 0, host_id: 70_000, size: 100 }];
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..50).for_each(|_| drop(namespace(&mapping, &mapping).unwrap())));
+            }
+        });
     }
 }

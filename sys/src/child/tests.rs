@@ -83,6 +83,5 @@ fn privileged_a_child_is_born_into_new_namespaces() {
         assert_ne!(namespace(&child.pid.to_string(), kind), namespace("self", kind));
     }
     assert_ne!(rustix::system::uname().nodename(), c"inside");
-    drop(channel);
-    crate::pidfd::wait(&child.pidfd).unwrap();
+    child.end();
 }
