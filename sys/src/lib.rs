@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod child;
 pub mod fd;
 pub mod init;
+pub mod inside;
 pub mod memfd;
 pub mod memory;
 pub mod mount;

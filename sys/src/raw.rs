@@ -212,13 +212,13 @@ struct OpenHow {
 
 pub(crate) fn openat2(dir: i32, path: &CStr, flags: i32, mode: u32, resolve: u64) -> io::Result<i32> {
     let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: u64::from(mode), resolve };
-    loop {
+    for _ in 1..crate::inside::LOOKS {
         match call!(libc::SYS_openat2, dir, path.as_ptr(), &raw const how, size_of::<OpenHow>()) {
-            // A rename somewhere on the machine raced with `..` under RESOLVE_IN_ROOT: the kernel asks to try again.
             Err(Errno::AGAIN) => {}
             other => return other.map(fd),
         }
     }
+    Err(Errno::AGAIN)
 }
 
 pub(crate) fn readlinkat(dir: i32, path: &CStr, buffer: &mut [u8]) -> io::Result<usize> {

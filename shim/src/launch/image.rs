@@ -3,11 +3,11 @@
 //! Owns the mount until it is in the plan.
 //! Must never find a sub path by joining it with anything: links of an image end inside the image.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use keelson_sys::child::{MountSource, Propagation};
-use keelson_sys::mount;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use keelson_sys::{inside, mount};
+use rustix::fs::ResolveFlags;
 use rustix::io::Errno;
 
 use super::options::Options;
@@ -37,7 +37,7 @@ pub(super) fn source(
     if volume.sub_path.is_empty() {
         return Ok(MountSource::Tree(tree));
     }
-    let part = folder(&tree, &volume.sub_path).map_err(|errno| {
+    let part = inside::folder(&tree, volume.sub_path.as_str(), ResolveFlags::NO_XDEV).map_err(|errno| {
         let object = format!("{}: sub path {}", volume.destination, volume.sub_path);
         match errno {
             Errno::NOENT => LaunchError::invalid(STEP, object, "is not in the image"),
@@ -46,10 +46,4 @@ pub(super) fn source(
         }
     })?;
     Ok(MountSource::Part { tree, part })
-}
-
-fn folder(tree: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-    rustix::fs::openat2(tree, path, flags, Mode::empty(), resolve)
 }

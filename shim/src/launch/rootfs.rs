@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use keelson_sys::child::{Attributes, Op, Propagation};
-use keelson_sys::mount;
 use keelson_sys::namespace::{self, NamespaceKinds};
+use keelson_sys::{inside, mount};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -93,9 +93,7 @@ pub(super) fn mount_shifted(
 
 /// Makes a folder and those above it, of this user and group; links on the way lead nowhere outside of `root`.
 fn make_folder(root: &OwnedFd, path: &Path, owner: Option<(u32, u32)>) -> rustix::io::Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let open = |path: &Path| rustix::fs::openat2(root, path, flags, Mode::empty(), inside);
+    let open = |path: &Path| inside::folder(root, path, ResolveFlags::empty());
     let mut above = open(Path::new("/"))?;
     let mut whole = PathBuf::from("/");
     for part in path.components() {

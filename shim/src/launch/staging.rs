@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use keelson_sys::child::MountSource;
-use keelson_sys::mount;
+use keelson_sys::{inside, mount};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
@@ -78,9 +78,7 @@ fn writable(staging: &Staging<'_>, root: &Path) -> Result<(), LaunchError> {
     let opened = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let root = opened.map_err(|errno| failed("", errno))?;
     for (index, folder) in staging.volumes.iter().enumerate() {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let made = rustix::fs::openat2(&root, folder.as_str(), flags, Mode::empty(), inside)
+        let made = inside::folder(&root, folder.as_str(), ResolveFlags::empty())
             .and_then(|found| clone_of(&found))
             .and_then(|tree| attach(&tree, &staging.place.join(format!("v{index}"))));
         made.map_err(|errno| failed(folder, errno))?;
