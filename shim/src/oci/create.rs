@@ -43,7 +43,8 @@ pub(super) fn create(parser: &mut Parser, global: &Global) -> Result<ExitCode, O
 pub(super) fn run(parser: &mut Parser, global: &Global) -> Result<ExitCode, OciError> {
     let options = options(parser)?;
     sealed::ensure()?;
-    foreground::prepare()?;
+    foreground::adopt_orphans()?;
+    let signals = foreground::hold_signals()?;
     let made = make(&options, global, options.console_socket.as_deref())?;
     let undo = |error| {
         let _ = delete::destroy(&made.folder);
@@ -53,7 +54,7 @@ pub(super) fn run(parser: &mut Parser, global: &Global) -> Result<ExitCode, OciE
     if options.detach {
         return Ok(ExitCode::SUCCESS);
     }
-    let code = foreground::wait(&made.created.pidfd, made.created.terminal.as_ref()).map_err(undo)?;
+    let code = foreground::wait(&made.created.pidfd, &signals, made.created.terminal.as_ref()).map_err(undo)?;
     if !options.keep {
         delete::destroy(&made.folder)?;
     }

@@ -58,6 +58,7 @@ pub(super) fn exec(parser: &mut Parser, global: &Global) -> Result<ExitCode, Oci
         if described.terminal { ChildStdio::Terminal } else { process::own_streams(Some(&described), &spec)? };
     let cgroup = Handle::open(&record.cgroup)?;
     let target = ExecTarget::open(record.pid, record.start_time, &cgroup, &spec)?;
+    let signals = foreground::hold_signals()?;
     let execed = launch::exec(ExecRequest {
         target: &target,
         process: &described,
@@ -85,7 +86,7 @@ pub(super) fn exec(parser: &mut Parser, global: &Global) -> Result<ExitCode, Oci
         return Ok(ExitCode::SUCCESS);
     }
     let relayed = execed.terminal.as_ref().filter(|_| options.console_socket.is_none());
-    let code = foreground::wait(&execed.pidfd, relayed)?;
+    let code = foreground::wait(&execed.pidfd, &signals, relayed)?;
     // With something still running in it, it goes with the container.
     if execed.leaf.is_empty().unwrap_or(false) {
         let _ = execed.leaf.remove();

@@ -22,20 +22,24 @@ pub(super) fn has_terminal() -> bool {
     rustix::termios::isatty(rustix::stdio::stdin())
 }
 
-/// Before the process is made: orphans of the container come here, and no signal is lost from now on.
-pub(super) fn prepare() -> Result<(), OciError> {
+/// Before a container is made: its orphans come here.
+pub(super) fn adopt_orphans() -> Result<(), OciError> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(system("become a subreaper"))
 }
 
-/// Waits for a child's end; meanwhile signals go to it, and the terminal is relayed.
-pub(super) fn wait(child: &OwnedFd, terminal: Option<&OwnedFd>) -> Result<ExitCode, OciError> {
+/// Before the process is made: from now on signals wait, and [`wait`] passes them on.
+pub(super) fn hold_signals() -> Result<SignalFd, OciError> {
     let mut wanted: Vec<i32> = FORWARDED.iter().map(|signal| signal.as_raw()).collect();
     wanted.push(Signal::WINCH.as_raw());
-    let signals = SignalFd::block(&wanted).map_err(system("open signalfd"))?;
+    SignalFd::block(&wanted).map_err(system("open signalfd"))
+}
+
+/// Waits for a child's end; meanwhile signals go to it, and the terminal is relayed.
+pub(super) fn wait(child: &OwnedFd, signals: &SignalFd, terminal: Option<&OwnedFd>) -> Result<ExitCode, OciError> {
     let lent = terminal.map(Lent::begin).transpose().map_err(system("use terminal"))?;
     let mut typing = lent.is_some();
     loop {
-        let mut fds = vec![PollFd::new(child, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(child, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
         if let Some(lent) = &lent {
             fds.push(PollFd::new(lent.master, PollFlags::IN));
             if typing {
