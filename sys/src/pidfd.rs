@@ -1,10 +1,12 @@
 //! Processes held by descriptor: a pidfd names one process for ever, a number may be used again.
-//! Any process, any thread; `wait` blocks unless told not to.
+//! Any process, any thread; `wait` blocks, `wait_at_most` for so long.
 //! Owns the pidfds it opens.
 //! Must never act on a bare process id except to open it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{self, Errno};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
@@ -69,6 +71,28 @@ pub fn wait(pidfd: impl AsFd) -> io::Result<Exit> {
     }
 }
 
+/// Waits for a child's end and reaps it. `None`: the time was over, and it was killed.
+pub fn wait_at_most(pidfd: impl AsFd, limit: Duration) -> io::Result<Option<Exit>> {
+    // What the clock cannot count to is no limit.
+    let Some(end) = Instant::now().checked_add(limit) else { return wait(pidfd).map(Some) };
+    loop {
+        if let Some(exit) = try_wait(&pidfd)? {
+            return Ok(Some(exit));
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            send_signal(&pidfd, libc::SIGKILL)?;
+            wait(&pidfd)?;
+            return Ok(None);
+        }
+        let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        match rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
 /// Reaps a child that has ended; none while it runs.
 pub fn try_wait(pidfd: impl AsFd) -> io::Result<Option<Exit>> {
     wait_with(&pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
@@ -107,6 +131,15 @@ mod tests {
             let pidfd = child(script);
             assert_eq!(wait(&pidfd).unwrap(), exit);
         }
+    }
+
+    #[test]
+    fn a_child_is_waited_for_until_its_time_is_over() {
+        assert_eq!(wait_at_most(child("exit 7"), Duration::from_secs(60)).unwrap(), Some(Exit::Code(7)));
+        assert_eq!(wait_at_most(child("exit 7"), Duration::MAX).unwrap(), Some(Exit::Code(7)));
+        let pidfd = child("exec sleep 60");
+        assert_eq!(wait_at_most(&pidfd, Duration::from_millis(20)).unwrap(), None);
+        assert_eq!(send_signal(&pidfd, 0).unwrap_err(), Errno::SRCH, "killed and reaped");
     }
 
     #[test]

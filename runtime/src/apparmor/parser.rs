@@ -5,17 +5,16 @@
 use std::{
     ffi::CString,
     fs::File,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Seek as _, Write as _},
     os::fd::AsFd as _,
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use keelson_sys::{
     pidfd::{self, Exit},
     spawn,
 };
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 /// Where distributions have it.
 const PLACES: [&str; 2] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"];
@@ -51,7 +50,7 @@ fn run(program: &Path, text: &str) -> Result<(), String> {
     // Files, not pipes: neither side waits for the other, and the compiler may say as much as it likes.
     let (mut input, mut output) = (memory("profile")?, memory("messages")?);
     input.write_all(text.as_bytes()).map_err(told("write the profile"))?;
-    rewind(&mut input).map_err(told("write the profile"))?;
+    input.rewind().map_err(told("write the profile"))?;
     let file = File::open(program).map_err(told("open"))?;
     let cwd = File::open("/").map_err(told("open `/`"))?;
     // No cache: its folder may be read-only, and the profile is compiled once.
@@ -64,37 +63,16 @@ fn run(program: &Path, text: &str) -> Result<(), String> {
         stdio: [input.as_fd(), output.as_fd(), output.as_fd()],
     })
     .map_err(|errno| format!("start: {errno}"))?;
-    let exit = wait(&spawned).map_err(told("wait for it"))?;
+    let ended = pidfd::wait_at_most(&spawned.pidfd, PATIENCE).map_err(std::io::Error::from);
+    let exit = ended.and_then(|exit| exit.ok_or(ErrorKind::TimedOut.into())).map_err(told("wait for it"))?;
     if exit == Exit::Code(0) {
         return Ok(());
     }
     let mut message = Vec::new();
-    rewind(&mut output).map_err(told("read what it said"))?;
+    output.rewind().map_err(told("read what it said"))?;
     output.take(MESSAGE_MAX).read_to_end(&mut message).map_err(told("read what it said"))?;
     let message = String::from_utf8_lossy(&message);
     Err(format!("ended with {exit:?}: {}", message.trim().escape_debug()))
-}
-
-fn rewind(file: &mut File) -> std::io::Result<()> {
-    std::io::Seek::rewind(file)
-}
-
-fn wait(spawned: &spawn::Spawned) -> std::io::Result<Exit> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(exit) = pidfd::try_wait(&spawned.pidfd)? {
-            return Ok(exit);
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let _ = pidfd::send_signal(&spawned.pidfd, 9);
-            pidfd::wait(&spawned.pidfd)?;
-            return Err(std::io::ErrorKind::TimedOut.into());
-        }
-        let left =
-            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
-        let _ = rustix::event::poll(&mut [PollFd::new(&spawned.pidfd, PollFlags::IN)], Some(&left));
-    }
 }
 
 #[cfg(test)]

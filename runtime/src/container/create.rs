@@ -260,7 +260,7 @@ fn extras(
     let resctrl = match &cdi.rdt {
         None => None,
         Some(_) => {
-            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed(id, "look for resctrl"))?;
             Some(rdt::root(&table).ok_or_else(|| unsupported(format!("intelRdt: {}", rdt::RdtError::NotMounted)))?)
         }
     };

@@ -9,12 +9,11 @@ use std::{
     fs::File,
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use keelson_api::shim;
 use keelson_sys::{pidfd, spawn};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
 use super::{
@@ -292,19 +291,10 @@ fn run(handler: &HandlerConfig, root: &Path, arguments: &[&str], output: Option<
         stdio: [input.as_fd(), output.as_ref().unwrap_or(&silent).as_fd(), silent.as_fd()],
     })?;
     drop(output);
-    let end = Instant::now() + PATIENCE;
-    while pidfd::try_wait(&spawned.pidfd)?.is_none() {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let _ = pidfd::send_signal(&spawned.pidfd, 9);
-            pidfd::wait(&spawned.pidfd)?;
-            return Err(std::io::ErrorKind::TimedOut.into());
-        }
-        let left =
-            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
-        let _ = rustix::event::poll(&mut [PollFd::new(&spawned.pidfd, PollFlags::IN)], Some(&left));
+    match pidfd::wait_at_most(&spawned.pidfd, PATIENCE)? {
+        Some(_) => Ok(()),
+        None => Err(std::io::ErrorKind::TimedOut.into()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

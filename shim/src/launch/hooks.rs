@@ -14,7 +14,6 @@ use keelson_sys::child::{self, Capabilities, CloneOptions, Exec, Op, Strings};
 use keelson_sys::namespace::NamespaceKinds;
 use keelson_sys::pidfd::{self, Exit};
 use keelson_sys::spawn::{self, Program};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -200,21 +199,10 @@ fn inside(
 
 /// None when the time was over; the hook is killed then.
 fn wait(pidfd: &OwnedFd, seconds: Option<u64>) -> rustix::io::Result<Option<Exit>> {
-    let timeout = seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs);
-    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    let ended = loop {
-        match poll(&mut fds, timeout.as_ref()) {
-            Err(Errno::INTR) => {}
-            other => break other? > 0,
-        }
-    };
-    if !ended {
-        pidfd::send_signal(pidfd, libc::SIGKILL)?;
-        pidfd::wait(pidfd)?;
-        return Ok(None);
+    match seconds.filter(|seconds| *seconds > 0) {
+        Some(seconds) => pidfd::wait_at_most(pidfd, Duration::from_secs(seconds)),
+        None => pidfd::wait(pidfd).map(Some),
     }
-    pidfd::wait(pidfd).map(Some)
 }
 
 #[cfg(test)]

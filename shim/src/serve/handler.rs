@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use keelson_api::shim::{Failure, FailureKind, Handler, Launch};
 use keelson_shim::cgroup::{Handle, Location};
@@ -17,7 +17,6 @@ use keelson_shim::launch::{self, ChildStdio, Created, Execed, Staging, mount_roo
 use keelson_shim::spec::{Process, Spec};
 use keelson_sys::namespace::{self, NamespaceKinds};
 use keelson_sys::pidfd;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
@@ -227,7 +226,7 @@ impl Runtime {
         let spawned = self.spawn(arguments, &streams)?;
         drop(streams);
         let failed = |kind, error: &(dyn std::error::Error + 'static)| self.failed(arguments, kind, error);
-        match wait(&spawned.pidfd, limit) {
+        match pidfd::wait_at_most(&spawned.pidfd, limit) {
             Ok(Some(pidfd::Exit::Code(0))) => Ok(()),
             Ok(Some(exit)) => {
                 let said = said().unwrap_or_else(|| format!("exit code {}", exit.code()));
@@ -294,28 +293,6 @@ fn console(name: &str, stdio: ChildStdio) -> rustix::io::Result<(Option<Console>
 fn receive(console: Option<Console>, name: &str) -> Result<Option<OwnedFd>, Failure> {
     let received = console.map(Console::receive).transpose();
     received.map_err(|errno| failure("receive terminal", name, FailureKind::System, &errno))
-}
-
-/// Waits for a child; none when it had to be killed.
-fn wait(pidfd: &OwnedFd, limit: Duration) -> rustix::io::Result<Option<pidfd::Exit>> {
-    let end = Instant::now() + limit;
-    loop {
-        if let Some(exit) = pidfd::try_wait(pidfd)? {
-            return Ok(Some(exit));
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let _ = pidfd::send_signal(pidfd, rustix::process::Signal::KILL.as_raw());
-            pidfd::wait(pidfd)?;
-            return Ok(None);
-        }
-        let left =
-            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
-        match rustix::event::poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&left)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
 }
 
 /// The last command's error: of its log, else what it said on its own streams.
