@@ -208,6 +208,18 @@ impl Node {
         fs::read_to_string(self.log_path()).context("read the daemon's log")
     }
 
+    /// A container's log below the folder of logs; empty while there is none.
+    pub fn container_log(&self, path: &str) -> String {
+        fs::read_to_string(self.logs_dir().join(path)).unwrap_or_default()
+    }
+
+    /// kill -9 of the shim with this run directory (of a container, or of a sandbox's holder).
+    pub fn kill_shim(folder: &Path) -> Result<()> {
+        let pid = fs::read_to_string(folder.join("shim.pid"))?.trim().parse()?;
+        let pid = rustix::process::Pid::from_raw(pid).context("the shim's process id")?;
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
+    }
+
     /// The last lines that the daemon logged.
     pub fn log_tail(&self) -> String {
         let text = fs::read_to_string(self.log_path()).unwrap_or_default();

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use k8s_cri::v1 as cri;
 use keelson_cri::v1;
 use keelson_e2e::{
@@ -35,10 +35,6 @@ async fn run_pod(cri: &mut Cri, config: &cri::PodSandboxConfig, handler: &str) -
     Ok(cri.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
 }
 
-fn log(node: &Node, name: &str) -> String {
-    std::fs::read_to_string(node.logs_dir().join(name)).unwrap_or_default()
-}
-
 async fn lives_there(node: &mut Node, mut cri: Cri, handler: &str) -> Result<()> {
     cri.pull("busybox").await?;
     let config = pod(node, "pod");
@@ -55,7 +51,7 @@ async fn lives_there(node: &mut Node, mut cri: Cri, handler: &str) -> Result<()>
     spec.linux = Some(cri::LinuxContainerConfig { security_context: Some(security), resources: Some(resources) });
     let c = cri.run(&id, spec, &config).await?;
     eventually("both streams in the log", async || {
-        let log = log(node, "pod/c.log");
+        let log = node.container_log("pod/c.log");
         (log.contains("stdout F out") && log.contains("stderr F err")).then_some(())
     })
     .await?;
@@ -80,14 +76,11 @@ async fn lives_there(node: &mut Node, mut cri: Cri, handler: &str) -> Result<()>
     cri.stop(&c, 20).await?;
     let status = cri.status(&c).await?;
     ensure!((status.state(), status.exit_code) == (cri::ContainerState::ContainerExited, 4), "{status:?}");
-    ensure!(log(node, "pod/c.log").contains("stdout F bye"));
+    ensure!(node.container_log("pod/c.log").contains("stdout F bye"));
     cri.remove(&c).await?;
     // A shim that is lost: what it left is killed, and the runtime forgets it.
     let lost = cri.run(&id, container("lost", "busybox", "sleep 1000"), &config).await?;
-    let folder = node.state_dir().join("containers").join(&lost);
-    let shim: i32 = std::fs::read_to_string(folder.join("shim.pid"))?.trim().parse()?;
-    let shim = rustix::process::Pid::from_raw(shim).context("its shim's process id")?;
-    rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
+    Node::kill_shim(&node.state_dir().join("containers").join(&lost))?;
     eventually("the loss is noticed", async || {
         let status = cri.status(&lost).await.ok()?;
         (status.state() == cri::ContainerState::ContainerExited).then_some(())

@@ -152,10 +152,7 @@ fn a_dead_shim_is_noticed_and_its_container_ended() {
         let config = pod(node, "pod");
         let id = cri.run_pod(&config).await?;
         let c = cri.run(&id, container("c", "busybox", "exec sleep 1000"), &config).await?;
-        let pid: i32 =
-            std::fs::read_to_string(node.state_dir().join("containers").join(&c).join("shim.pid"))?.trim().parse()?;
-        let pid = rustix::process::Pid::from_raw(pid).context("pid")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        Node::kill_shim(&node.state_dir().join("containers").join(&c))?;
         let status = eventually("the loss of the shim is noticed", async || {
             cri.status(&c).await.ok().filter(|s| s.state() == cri::ContainerState::ContainerExited)
         })

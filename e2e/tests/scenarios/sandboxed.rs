@@ -43,22 +43,11 @@ async fn run_pod(cri: &mut Cri, config: &cri::PodSandboxConfig, handler: &str) -
     Ok(cri.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
 }
 
-fn log(node: &Node, name: &str) -> String {
-    std::fs::read_to_string(node.logs_dir().join(name)).unwrap_or_default()
-}
-
 fn kept(node: &Node, handler: &str) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(node.state_dir().join("runtimes").join(handler))?;
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     // The mount point of an empty network namespace that runsc keeps for all its sandboxes.
     Ok(names.filter(|name| name != "null-netns").collect())
-}
-
-/// Kills a shim by its run directory.
-fn lose_shim(folder: &Path) -> Result<()> {
-    let shim: i32 = std::fs::read_to_string(folder.join("shim.pid"))?.trim().parse()?;
-    let shim = rustix::process::Pid::from_raw(shim).context("its shim's process id")?;
-    Ok(rustix::process::kill_process(shim, rustix::process::Signal::KILL)?)
 }
 
 /// What holds for every runtime of the kind.
@@ -71,7 +60,7 @@ async fn lives_there(node: &mut Node, mut cri: Cri, handler: &str) -> Result<(St
     spec.envs = vec![cri::KeyValue { key: "WORD".into(), value: "said".into() }];
     let c = cri.run(&id, spec, &config).await?;
     eventually("both streams in the log", async || {
-        let log = log(node, "pod/c.log");
+        let log = node.container_log("pod/c.log");
         (log.contains("stdout F out") && log.contains("stderr F err")).then_some(())
     })
     .await?;
@@ -80,7 +69,7 @@ async fn lives_there(node: &mut Node, mut cri: Cri, handler: &str) -> Result<(St
     // A second container ends by itself, and the first does not notice.
     let short = cri.run(&id, container("short", "busybox", "echo short; exit 3"), &config).await?;
     ensure!(cri.wait_exit(&short).await?.exit_code == 3);
-    ensure!(log(node, "pod/short.log").contains("stdout F short"));
+    ensure!(node.container_log("pod/short.log").contains("stdout F short"));
     cri.remove(&short).await?;
     // One that was never started goes, too.
     let never = cri.create(&id, container("never", "busybox", "true"), &config).await?;
@@ -108,7 +97,7 @@ async fn lives_there(node: &mut Node, mut cri: Cri, handler: &str) -> Result<(St
     cri.stop(&c, 20).await?;
     let status = cri.status(&c).await?;
     ensure!((status.state(), status.exit_code) == (cri::ContainerState::ContainerExited, 4), "{status:?}");
-    ensure!(log(node, "pod/c.log").contains("stdout F bye"));
+    ensure!(node.container_log("pod/c.log").contains("stdout F bye"));
     cri.remove(&c).await?;
     // One that is deaf is killed; one whose shim is lost is killed and forgotten.
     let deaf =
@@ -116,7 +105,7 @@ async fn lives_there(node: &mut Node, mut cri: Cri, handler: &str) -> Result<(St
     cri.stop(&deaf, 1).await?;
     ensure!(cri.status(&deaf).await?.exit_code == 137);
     let lost = cri.run(&id, container("lost", "busybox", "sleep 1000"), &config).await?;
-    lose_shim(&node.state_dir().join("containers").join(&lost))?;
+    Node::kill_shim(&node.state_dir().join("containers").join(&lost))?;
     eventually("the loss is noticed", async || {
         let status = cri.status(&lost).await.ok()?;
         (status.state() == cri::ContainerState::ContainerExited).then_some(())
@@ -141,7 +130,7 @@ async fn ends(node: &mut Node, mut cri: Cri, id: &str, handler: &str) -> Result<
     let config = pod(node, "second");
     let id = run_pod(&mut cri, &config, handler).await?;
     let c = cri.run(&id, container("c", "busybox", "sleep 1000"), &config).await?;
-    lose_shim(&node.state_dir().join("sandboxes").join(&id).join("holder"))?;
+    Node::kill_shim(&node.state_dir().join("sandboxes").join(&id).join("holder"))?;
     eventually("the sandbox is stopped", async || {
         let status = cri.pod_status(&id).await.ok()?;
         let exited = cri.status(&c).await.ok()?.state() == cri::ContainerState::ContainerExited;

@@ -16,6 +16,37 @@ use tonic::Code;
 use super::{COUNTER, add, checkpoint, criu, folders, forge, from, goes_on};
 use crate::{scenario, scenario_with};
 
+fn header(kind: tar::EntryType) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(0o777);
+    header.set_size(0);
+    header
+}
+
+/// A name as it is, which the library would not write.
+fn raw(header: &mut tar::Header, name: &str) {
+    header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.set_cksum();
+}
+
+/// An empty entry of any kind, under any name.
+fn append<W: std::io::Write>(
+    tar: &mut tar::Builder<W>,
+    kind: tar::EntryType,
+    name: &str,
+    link: Option<&Path>,
+) -> Result<()> {
+    let mut header = header(kind);
+    if let Some(link) = link {
+        header.set_link_name(link)?;
+    }
+    header.set_device_major(8)?;
+    header.set_device_minor(0)?;
+    raw(&mut header, name);
+    Ok(tar.append(&header, std::io::empty())?)
+}
+
 #[test]
 fn hostile_archives_are_refused_before_anything_runs() {
     scenario(async |node, mut cri| {
@@ -28,65 +59,30 @@ fn hostile_archives_are_refused_before_anything_runs() {
         let canary = node.logs_dir().join("canary");
         fs::write(&canary, "untouched")?;
         let config = serde_json::json!({ "rootfsImageRef": image }).to_string();
-        let header = |kind: tar::EntryType| {
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(kind);
-            header.set_mode(0o777);
-            header.set_size(0);
-            header
-        };
-        let raw = |header: &mut tar::Header, name: &str| {
-            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-            header.set_cksum();
-        };
         type Make<'a> = Box<dyn Fn(&mut tar::Builder<File>) -> Result<()> + 'a>;
         let changes = |kind: tar::EntryType, name: &str, link: Option<&Path>| -> Result<Vec<u8>> {
             let mut tar = tar::Builder::new(Vec::new());
-            let mut header = header(kind);
-            if let Some(link) = link {
-                header.set_link_name(link)?;
-            }
-            header.set_device_major(8)?;
-            header.set_device_minor(0)?;
-            raw(&mut header, name);
-            tar.append(&header, std::io::empty())?;
+            append(&mut tar, kind, name, link)?;
             Ok(tar.into_inner()?)
         };
+        fn entry<'a>(kind: tar::EntryType, name: &'a str, link: Option<&'a Path>) -> Make<'a> {
+            Box::new(move |tar| append(tar, kind, name, link))
+        }
+        let alone = |name: &'static str, bytes: Vec<u8>| -> Make<'_> { Box::new(move |tar| add(tar, name, &bytes)) };
+        // Beside a `config.dump` that is right.
+        let beside = |name: &'static str, bytes: Vec<u8>| -> Make<'_> {
+            let config = &config;
+            Box::new(move |tar| {
+                add(tar, "config.dump", config.as_bytes())?;
+                add(tar, name, &bytes)
+            })
+        };
+        let other = serde_json::json!({ "rootfsImageRef": format!("sha256:{}", "ab".repeat(32)) }).to_string();
         let cases: Vec<(&str, Make<'_>)> = vec![
-            (
-                "leads out",
-                Box::new(|tar| {
-                    let mut header = header(tar::EntryType::Regular);
-                    raw(&mut header, "../../../../canary");
-                    Ok(tar.append(&header, std::io::empty())?)
-                }),
-            ),
-            (
-                "neither a file nor a folder",
-                Box::new(|tar| {
-                    let mut header = header(tar::EntryType::Symlink);
-                    header.set_link_name("/etc")?;
-                    raw(&mut header, "checkpoint");
-                    Ok(tar.append(&header, std::io::empty())?)
-                }),
-            ),
-            (
-                "neither a file nor a folder",
-                Box::new(|tar| {
-                    let mut header = header(tar::EntryType::Link);
-                    header.set_link_name(&canary)?;
-                    raw(&mut header, "config.dump");
-                    Ok(tar.append(&header, std::io::empty())?)
-                }),
-            ),
-            (
-                "device",
-                Box::new(|tar| {
-                    let mut header = header(tar::EntryType::Block);
-                    raw(&mut header, "checkpoint/pages-1.img");
-                    Ok(tar.append(&header, std::io::empty())?)
-                }),
-            ),
+            ("leads out", entry(tar::EntryType::Regular, "../../../../canary", None)),
+            ("neither a file nor a folder", entry(tar::EntryType::Symlink, "checkpoint", Some(Path::new("/etc")))),
+            ("neither a file nor a folder", entry(tar::EntryType::Link, "config.dump", Some(&canary))),
+            ("device", entry(tar::EntryType::Block, "checkpoint/pages-1.img", None)),
             (
                 "holes",
                 Box::new(|tar| {
@@ -97,58 +93,16 @@ fn hostile_archives_are_refused_before_anything_runs() {
                     Ok(tar.append(&header, std::io::empty())?)
                 }),
             ),
-            (
-                "not on this node",
-                Box::new(|tar| {
-                    let other = format!("sha256:{}", "ab".repeat(32));
-                    add(tar, "config.dump", serde_json::json!({ "rootfsImageRef": other }).to_string().as_bytes())
-                }),
-            ),
-            ("not on this node", Box::new(|tar| add(tar, "config.dump", br#"{"rootfsImageRef":"busybox"}"#))),
-            ("config.dump", Box::new(|tar| add(tar, "config.dump", b"no json"))),
-            ("config.dump", Box::new(|tar| add(tar, "spec.dump", br#"{"process":{"user":{"uid":0}}}"#))),
-            (
-                "device",
-                Box::new(|tar| {
-                    add(tar, "config.dump", config.as_bytes())?;
-                    add(tar, "rootfs-diff.tar", &changes(tar::EntryType::Block, "dev/sda", None)?)
-                }),
-            ),
-            (
-                "leads out",
-                Box::new(|tar| {
-                    add(tar, "config.dump", config.as_bytes())?;
-                    add(tar, "rootfs-diff.tar", &changes(tar::EntryType::Regular, "../../canary", None)?)
-                }),
-            ),
-            (
-                "hard link",
-                Box::new(|tar| {
-                    add(tar, "config.dump", config.as_bytes())?;
-                    add(tar, "rootfs-diff.tar", &changes(tar::EntryType::Link, "x", Some(&canary))?)
-                }),
-            ),
-            (
-                "no such image",
-                Box::new(|tar| {
-                    add(tar, "config.dump", config.as_bytes())?;
-                    add(tar, "checkpoint/tmpfs-dev-41.tar.gz.img", b"")
-                }),
-            ),
-            (
-                "no image of CRIU",
-                Box::new(|tar| {
-                    add(tar, "config.dump", config.as_bytes())?;
-                    add(tar, "checkpoint/inventory.img", b"nonsense")
-                }),
-            ),
-            (
-                "missing",
-                Box::new(|tar| {
-                    add(tar, "config.dump", config.as_bytes())?;
-                    add(tar, "checkpoint/pages-1.img", b"")
-                }),
-            ),
+            ("not on this node", alone("config.dump", other.into_bytes())),
+            ("not on this node", alone("config.dump", br#"{"rootfsImageRef":"busybox"}"#.to_vec())),
+            ("config.dump", alone("config.dump", b"no json".to_vec())),
+            ("config.dump", alone("spec.dump", br#"{"process":{"user":{"uid":0}}}"#.to_vec())),
+            ("device", beside("rootfs-diff.tar", changes(tar::EntryType::Block, "dev/sda", None)?)),
+            ("leads out", beside("rootfs-diff.tar", changes(tar::EntryType::Regular, "../../canary", None)?)),
+            ("hard link", beside("rootfs-diff.tar", changes(tar::EntryType::Link, "x", Some(&canary))?)),
+            ("no such image", beside("checkpoint/tmpfs-dev-41.tar.gz.img", Vec::new())),
+            ("no image of CRIU", beside("checkpoint/inventory.img", b"nonsense".to_vec())),
+            ("missing", beside("checkpoint/pages-1.img", Vec::new())),
         ];
         for (number, (words, make)) in cases.iter().enumerate() {
             let mut tar = tar::Builder::new(File::create(&archive)?);

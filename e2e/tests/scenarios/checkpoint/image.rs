@@ -1,14 +1,17 @@
 //! Restores from OCI images that carry a checkpoint, as `buildah` and `checkpointctl build` make them: the archive's members are the
 //! layers' files, an annotation of the manifest says so. T14: the image is trusted with no more than an archive.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_cri::v1 as cri;
 use keelson_e2e::node::{Cri, Node, container, pod};
 use tonic::Code;
 
-use super::{COUNTER, add, checkpoint, count, criu, folders, goes_on, log, members};
+use super::{COUNTER, add, checkpoint, count, criu, folders, goes_on, members};
 use crate::scenario_with;
 
 const OLD: &str = "io.kubernetes.cri-o.annotations.checkpoint.name";
@@ -60,24 +63,28 @@ fn serve(node: &Node, repository: &str, annotation: Option<&str>, layers: Vec<Ve
     format!("docker.io/library/{repository}@{}", registry.add(manifest.to_string().into_bytes()))
 }
 
-async fn running(node: &Node, cri: &mut Cri, id: &str, sandbox: &cri::PodSandboxConfig) -> Result<std::path::PathBuf> {
+/// A pod, and the archive of a container that counts in it.
+async fn counting(node: &Node, cri: &mut Cri) -> Result<(cri::PodSandboxConfig, String, PathBuf)> {
+    cri.pull("busybox").await?;
+    let sandbox = pod(node, "pod");
+    let id = cri.run_pod(&sandbox).await?;
     let script = format!("echo kept > /etc/kept; {COUNTER}");
-    let c = cri.run(id, container("c", "busybox", &script), sandbox).await?;
+    let c = cri.run(&id, container("c", "busybox", &script), &sandbox).await?;
     goes_on(node, "pod/c.log").await?;
     let archive = node.logs_dir().join("c.tar");
     checkpoint(cri, &c, &archive, 60).await?;
-    Ok(archive)
+    Ok((sandbox, id, archive))
+}
+
+fn honest(_: &str, bytes: Vec<u8>) -> Vec<u8> {
+    bytes
 }
 
 #[test]
 fn a_container_goes_on_from_an_image_that_carries_its_checkpoint() {
     let Some(config) = criu("a_container_goes_on_from_an_image_that_carries_its_checkpoint") else { return };
     scenario_with(&format!("{config}images = true\n"), async |node, mut cri| {
-        cri.pull("busybox").await?;
-        let sandbox = pod(node, "pod");
-        let id = cri.run_pod(&sandbox).await?;
-        let archive = running(node, &mut cri, &id, &sandbox).await?;
-        let honest = |_: &str, bytes| bytes;
+        let (sandbox, id, archive) = counting(node, &mut cri).await?;
         for (name, annotation) in [("old", OLD), ("new", NEW)] {
             let image = serve(node, name, Some(annotation), layers(&archive, honest)?);
             cri.pull(&image).await?;
@@ -90,7 +97,7 @@ fn a_container_goes_on_from_an_image_that_carries_its_checkpoint() {
             cri = node.cri()?;
             cri.start(&made).await?;
             goes_on(node, &format!("pod/{name}.log")).await?;
-            let text = log(node, &format!("pod/{name}.log"));
+            let text = node.container_log(&format!("pod/{name}.log"));
             ensure!(count(text.lines().next().context("an empty log")?) > 1 && !text.contains("never"), "{text}");
             ensure!(cri.shell(&made, "cat /etc/kept").await? == "kept\n");
             let (status, busybox) = (cri.status(&made).await?, cri.pull("busybox").await?);
@@ -105,11 +112,7 @@ fn a_container_goes_on_from_an_image_that_carries_its_checkpoint() {
 fn an_image_with_a_checkpoint_is_trusted_with_no_more_than_an_archive() {
     let Some(config) = criu("an_image_with_a_checkpoint_is_trusted_with_no_more_than_an_archive") else { return };
     scenario_with(&format!("{config}images = true\n"), async |node, mut cri| {
-        cri.pull("busybox").await?;
-        let sandbox = pod(node, "pod");
-        let id = cri.run_pod(&sandbox).await?;
-        let archive = running(node, &mut cri, &id, &sandbox).await?;
-        let honest = |_: &str, bytes| bytes;
+        let (sandbox, id, archive) = counting(node, &mut cri).await?;
         let refused = async |cri: &mut Cri, image: &str, words: &str| -> Result<()> {
             cri.pull(image).await?;
             let made = cri.create(&id, container("hostile", image, "true"), &sandbox).await;
