@@ -72,7 +72,15 @@ fn privileged_a_swapped_mount_target_never_leads_outside() {
     fs::create_dir_all(shared.path().join("a/target")).unwrap();
     symlink(outside.path(), shared.path().join("b")).unwrap();
     let stop = AtomicBool::new(false);
+    /// Also when an assertion fails: the scope waits for the thread.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             let (a, b) = (shared.path().join("a"), shared.path().join("b"));
             while !stop.load(Ordering::Relaxed) {
@@ -94,7 +102,6 @@ fn privileged_a_swapped_mount_target_never_leads_outside() {
             bundle.assert_nothing_left();
             assert_eq!(picture(outside.path()), before);
         }
-        stop.store(true, Ordering::Relaxed);
         assert!(mounted > 0, "{mounted} mounted, {refused} refused");
     });
 }
