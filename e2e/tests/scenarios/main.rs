@@ -31,16 +31,22 @@ mod streaming;
 mod surface;
 mod userns;
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Result;
 use keelson_e2e::{
     audit::Audit,
-    node::{Cri, Node},
+    node::{Cri, Node, patience},
 };
 
 /// The audit compares what the whole machine holds, so scenarios take turns.
 static TURN: Mutex<()> = Mutex::new(());
+
+/// What takes longer than any scenario does: it hangs.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs one scenario on a fresh node and then demands that nothing of it is left: no mount, process, link, cgroup, file.
 /// The scenario itself removes its pods, as kubelet would.
@@ -56,7 +62,8 @@ fn scenario_with(config: &str, run: impl AsyncFnOnce(&mut Node, Cri) -> Result<(
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("tokio");
     tokio.block_on(async {
         let cri = node.cri().expect("clients");
-        run(&mut node, cri.clone()).await.expect("scenario");
+        let run = tokio::time::timeout(patience(LIMIT), run(&mut node, cri.clone()));
+        run.await.expect("over in time").expect("scenario");
         let mut cri = node.cri().expect("clients");
         remove_all(&mut cri).await.expect("remove what the scenario made");
     });

@@ -339,9 +339,7 @@ async fn privileged_a_full_disk_is_told_and_leaves_nothing() {
     let text = super::chain(&error);
     assert!(text.contains("no space left") && text.contains("free space"), "{text}");
     // The daemon goes on, and what fits is pulled as soon as the trash is empty.
-    while !node.service.is_drained().unwrap() {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    super::eventually("the trash is empty", || node.service.is_drained().unwrap()).await;
     node.pull(&format!("{}/app:small", server.host())).await.unwrap();
     node.service.stop_pulls().await;
 }

@@ -11,7 +11,7 @@ use std::{
 use keelson_imageservice::{PullError, PullRequest};
 
 use super::{
-    Node,
+    Node, eventually,
     image::Image,
     server::{Reply, Server, Shelf},
 };
@@ -81,9 +81,7 @@ async fn one_registry_that_fails_does_not_fail_the_same_layer_from_another() {
         let (node, name) = (node.clone(), format!("{}/app:1", bad.host()));
         async move { node.pull(&name).await }
     });
-    while bad.count("GET", "/blobs/") < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the layer is asked for", || bad.count("GET", "/blobs/") >= 2).await;
     assert_eq!(node.pull(&format!("{}/app:1", good.host())).await.unwrap().id, made.id());
     // It failed, or found the layer that the other had brought.
     drop(first.await.unwrap());
@@ -110,6 +108,7 @@ async fn a_caller_that_goes_away_does_not_stop_the_pull_and_the_next_one_joins_i
     assert!(matches!(error, PullError::DeadlineExceeded { .. }), "{error}");
     let mut joined = 0;
     while node.service.find(&name).is_none() {
+        assert!(joined < 1000, "thirty seconds");
         joined += 1;
         let _ = node.service.pull_within(request(), Duration::from_millis(30)).await;
     }
@@ -136,9 +135,7 @@ async fn stopping_ends_pulls_and_leaves_nothing() {
         let (node, name) = (node.clone(), name.clone());
         async move { node.pull(&name).await }
     });
-    while server.count("GET", "/blobs/") < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the layer is asked for", || server.count("GET", "/blobs/") >= 2).await;
     node.service.stop_pulls().await;
     assert!(matches!(pull.await.unwrap(), Err(PullError::Interrupted { .. })));
     node.assert_clean();
