@@ -111,10 +111,13 @@ impl AppArmor {
 
     /// Has the default profile in the kernel, of this program's text. Whoever asks meanwhile waits.
     fn need_default(&self) -> Result<(), String> {
+        if self.has_default() {
+            return Ok(());
+        }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         match self.known() {
-            // Somebody may have unloaded it: tools that take away what no file of the host defines do.
-            State::Loaded if self.has(DEFAULT).unwrap_or(true) => return Ok(()),
+            // Whoever had the turn before.
+            State::Loaded if self.has_default() => return Ok(()),
             State::Failed(reason, when) if when.elapsed() < AGAIN => return Err(reason),
             State::Unknown | State::Loaded | State::Failed(..) => {}
         }
@@ -132,6 +135,11 @@ impl AppArmor {
         };
         *self.default.lock().unwrap_or_else(PoisonError::into_inner) = state;
         loaded
+    }
+
+    /// Whether it was loaded and nobody has unloaded it since: tools that take away what no file of the host defines do.
+    fn has_default(&self) -> bool {
+        matches!(self.known(), State::Loaded) && self.has(DEFAULT).unwrap_or(true)
     }
 
     fn known(&self) -> State {
