@@ -80,7 +80,7 @@ pub struct Child {
 
 impl Child {
     /// Kills and reaps it. That the channel is dropped would not do: a child that another thread has forked meanwhile has a copy of
-    /// it, until it execs or closes what it does not need.
+    /// it, until it execs or closes what it does not need. Neither call fails on a child that nobody has reaped.
     pub fn end(self) {
         let _ = crate::pidfd::send_signal(&self.pidfd, libc::SIGKILL);
         let _ = crate::pidfd::wait(&self.pidfd);
@@ -208,8 +208,7 @@ pub fn fork(ops: &[Op], (channel, socket): (&Channel, OwnedFd), options: CloneOp
     match crate::pidfd::number(&pidfd) {
         Ok(pid) => Ok(Child { pid, pidfd }),
         Err(errno) => {
-            let _ = crate::pidfd::send_signal(&pidfd, libc::SIGKILL);
-            let _ = crate::pidfd::wait(&pidfd);
+            Child { pid, pidfd }.end();
             Err(errno)
         }
     }

@@ -3,33 +3,30 @@
 //! Owns nothing.
 //! Must never follow a magic link.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::io::{self, Errno};
+use rustix::fs::ResolveFlags;
+use rustix::io;
 use rustix::path::Arg;
 
-/// How often the kernel is asked to look again. A rename or a mount anywhere on the machine while it walks `..` makes it give up
-/// (EAGAIN); who renames without pause makes a look fail often, but does not hold us for ever.
-/// <https://man7.org/linux/man-pages/man2/openat2.2.html>
-pub(crate) const LOOKS: u32 = 100_000;
+use crate::raw;
 
 /// Opens a folder (`O_PATH`) as a process with the root `root` would: absolute links and `..` end there. `more` narrows it further.
-pub fn folder(root: impl AsFd, path: impl Arg + Copy, more: ResolveFlags) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+/// Close-on-exec. <https://man7.org/linux/man-pages/man2/openat2.2.html>
+pub fn folder(root: impl AsFd, path: impl Arg, more: ResolveFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | more;
-    for _ in 1..LOOKS {
-        match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
-            Err(Errno::AGAIN) => {}
-            other => return other,
-        }
-    }
-    Err(Errno::AGAIN)
+    let root = root.as_fd().as_raw_fd();
+    let found =
+        path.into_with_c_str(|path| raw::openat2(root, path, libc::O_PATH | libc::O_DIRECTORY, 0, resolve.bits()))?;
+    // SAFETY: `found` was made by the line above and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(found) })
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::io::Errno;
 
     use super::*;
 

@@ -202,6 +202,10 @@ pub(crate) fn send_fd(socket: i32, passed: i32, bytes: &[u8]) -> io::Result<()> 
     call!(libc::SYS_sendmsg, socket, &raw const message, libc::MSG_NOSIGNAL).map(drop)
 }
 
+/// How often the kernel is asked to look again. A rename or a mount anywhere on the machine while it walks `..` below a root makes
+/// it give up (EAGAIN); who renames without pause makes a look fail often, but does not hold us for ever.
+const LOOKS: u32 = 100_000;
+
 /// `struct open_how`.
 #[repr(C)]
 struct OpenHow {
@@ -212,7 +216,7 @@ struct OpenHow {
 
 pub(crate) fn openat2(dir: i32, path: &CStr, flags: i32, mode: u32, resolve: u64) -> io::Result<i32> {
     let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: u64::from(mode), resolve };
-    for _ in 1..crate::inside::LOOKS {
+    for _ in 0..LOOKS {
         match call!(libc::SYS_openat2, dir, path.as_ptr(), &raw const how, size_of::<OpenHow>()) {
             Err(Errno::AGAIN) => {}
             other => return other.map(fd),
