@@ -115,11 +115,14 @@ impl AppArmor {
             return Ok(());
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.known() {
-            // Whoever had the turn before.
-            State::Loaded if self.has_default() => return Ok(()),
-            State::Failed(reason, when) if when.elapsed() < AGAIN => return Err(reason),
-            State::Unknown | State::Loaded | State::Failed(..) => {}
+        // Whoever had the turn before may have settled it.
+        if self.has_default() {
+            return Ok(());
+        }
+        if let State::Failed(reason, when) = self.known()
+            && when.elapsed() < AGAIN
+        {
+            return Err(reason);
         }
         // Also when the kernel has one of this name: it may be another keelson's. Replacing one by the same text changes nothing.
         let loaded = (self.load)(&profile::text(Path::new(profile::ABI).exists()));
